@@ -1,0 +1,76 @@
+"""What an Editor takes and gives: the one vocabulary between the network and the pipeline around it.
+
+Knows nothing of files, retrieval or Ray. An Editor is anything that edits one segment: the Memory-V2V network, a
+baseline, a published checkpoint. The pipeline only ever speaks this protocol (DESIGN: "Everything that edits is an
+Editor").
+
+Shapes: frames are `[T, H, W, 3]` RGB; latents are `[C, t, h, w]` with `t = (T - 1) / 4 + 1` for Wan-like codecs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from model.geometry import Geometry
+
+MemoryRole = Literal["previous", "retrieved"]
+Kernel = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryVideo:
+    """One earlier segment given to the network as memory.
+
+    `edited` and `source` are normalised latents of equal shape; `kernel` is the patch kernel (t, h, w) that turns them
+    into tokens, coarser the less relevant the segment is (paper section 3.2).
+    """
+
+    role: MemoryRole
+    kernel: Kernel
+    edited: Float[Tensor, "c t h w"]
+    source: Float[Tensor, "c t h w"]
+
+    def __post_init__(self) -> None:
+        if self.edited.shape != self.source.shape:
+            raise ValueError(f"memory: edited {tuple(self.edited.shape)} and source {tuple(self.source.shape)} differ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditRequest:
+    """Everything one generation depends on. The result is a pure function of this and the editor's weights."""
+
+    instruction: str
+    source: Float[Tensor, "c t h w"]
+    memory: tuple[MemoryVideo, ...]
+    seed: int
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    """Named tensors the previous segment's result carried (FIFO's queue); empty for editors without state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditResult:
+    latent: Float[Tensor, "c t h w"]
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Editor(Protocol):
+    """Encodes, edits and decodes one segment at a time."""
+
+    geometry: Geometry
+    weights_revision: str
+    """Hash of the weight files; part of an edit's identity."""
+
+    def encode(self, frames: UInt8[Tensor, "T H W 3"]) -> Float[Tensor, "c t h w"]:
+        """Normalised latents of legal-length frames at a legal size."""
+        ...
+
+    def edit(self, request: EditRequest) -> EditResult:
+        """Generate the edited latents of one segment."""
+        ...
+
+    def decode(self, latent: Float[Tensor, "c t h w"]) -> Float[Tensor, "T H W 3"]:
+        """Frames in [0, 1], NOT clamped, so that differences of two decodes stay exact."""
+        ...
