@@ -15,7 +15,6 @@ resumed equal one that was not.
 
 import hashlib
 import json
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -196,13 +195,9 @@ class LatentStore:
 
     def committed(self) -> set[int]:
         """Segments that are done. One listing."""
-        names = set(self.store.names())
-        found = (re.fullmatch(r"segment-(\d{5,})\.json", name) for name in names)
-        indices = {int(match[1]) for match in found if match}
-        return {index for index in indices if parquet_name(index) in names}
+        return committed_segments(self.store)
 
     def is_committed(self, index: int) -> bool:
-        """Whether the segment is done: the rule of `committed` for one segment."""
         return self.store.exists(record_name(index)) and self.store.exists(parquet_name(index))
 
     def _read(self, index: int) -> dict[str, tuple[Tensor, str]]:
@@ -221,14 +216,6 @@ class LatentStore:
             raise StoreError(f"{url}: missing, though segment {index} is committed") from error
         except (pa.ArrowException, zstandard.ZstdError, KeyError, ValueError, TypeError) as error:
             raise StoreError(f"{url}: damaged: {type(error).__name__}: {describe(error)}") from error
-
-
-def parquet_name(index: int) -> str:
-    return f"segment-{index:05d}.parquet"
-
-
-def record_name(index: int) -> str:
-    return f"segment-{index:05d}.json"
 
 
 def given(entry: Mapping[str, tuple[Tensor, str]], names: Iterable[str]) -> dict[str, Tensor]:
