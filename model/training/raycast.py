@@ -320,8 +320,7 @@ def cast_backdrop(scene: Scene, rays: Rays, frames: range) -> BackdropHit:
         is_wall = ~is_floor
         along = torch.where(wall_x < wall_z, z, x + 31.7)
         tex_x, tex_z = torch.where(is_wall, along, x), torch.where(is_wall, wall_v, z)
-        tex_scale = 0.035
-        slant = 0.7
+        tex_scale, slant = torch.full_like(depth, 0.035), torch.full_like(depth, 0.7)
         height = is_ceiling.float()
         far_brightness = torch.where(wall_x < wall_z, 0.92, 1.0) * (0.85 + 0.05 * wall_v.clamp(0, 4))
         haze = torch.zeros_like(depth)
@@ -359,7 +358,7 @@ def cast_backdrop(scene: Scene, rays: Rays, frames: range) -> BackdropHit:
         depth=depth,
         is_floor=is_floor,
         floor_share=floor_share,
-        floor_brightness=_shadows(scene, rays, frames, tex_x, tex_z, is_floor),
+        floor_brightness=_shadows(scene, rays, frames, tex_x, tex_z),
         haze=haze,
         far_share=far_share,
         far_brightness=far_brightness,
@@ -368,7 +367,7 @@ def cast_backdrop(scene: Scene, rays: Rays, frames: range) -> BackdropHit:
     )
 
 
-def _shadows(scene: Scene, rays: Rays, frames: range, x: Tensor, z: Tensor, is_floor: Tensor) -> Tensor:
+def _shadows(scene: Scene, rays: Rays, frames: range, x: Tensor, z: Tensor) -> Tensor:
     """Brightness of the floor: soft blobs under the solids, stretched away from the light."""
     brightness = torch.ones_like(x)
     lx, ly, lz = scene.light
@@ -383,8 +382,8 @@ def _shadows(scene: Scene, rays: Rays, frames: range, x: Tensor, z: Tensor, is_f
         lift = [1 / (1 + max(0.0, cy - solid.half[1]) * 1.5) for _, cy, _ in feet]
         depth = 0.55 * (1 - 0.6 * scene.ambient) * torch.tensor(lift, device=x.device)[window[0], None, None]
         gx, gz = x[window] - ground[window[0], 0, None, None], z[window] - ground[window[0], 2, None, None]
-        blob = ((gx * gx + gz * gz) * (-1 / (radius * radius))).exp_()
-        brightness[window] *= 1 - depth * blob
+        blob = ((gx * gx + gz * gz) * (-1 / (radius * radius))).clamp_(min=-30).exp_()  # denormals are slow
+        brightness[window].mul_(1 - depth * blob)
     return brightness
 
 

@@ -261,6 +261,7 @@ def draw_camera(
     starts_in_view: bool,
     height_m: float,
     roam_m: float,
+    raise_view_m: float,
 ) -> CameraPath:
     """A path on which the target leaves the view and returns, over and over.
 
@@ -281,7 +282,7 @@ def draw_camera(
                 stand = (rng.uniform(-roam_m, roam_m), height_m, rng.uniform(-roam_m, roam_m) * 0.7)
                 look_at = (
                     target[0] + rng.uniform(-0.7, 0.7),
-                    target[1] * rng.uniform(0.6, 1.3),
+                    target[1] * rng.uniform(0.6, 1.3) + raise_view_m,
                     target[2] + rng.uniform(-0.3, 0.3),
                 )
                 hold = end - frame

@@ -49,7 +49,7 @@ from model.training.scene import (
 EditTask = Literal["recolour", "hat", "surface", "restyle"]
 TASK_SHARES: dict[EditTask, float] = {"recolour": 0.40, "hat": 0.20, "surface": 0.15, "restyle": 0.25}
 SEGMENT_FRAMES = 17
-MAX_CHUNK_RAYS = 700_000
+MAX_CHUNK_RAYS = 140_000
 
 RECOLOUR_PHRASES = (
     "change the {object} to {colour}",
@@ -177,6 +177,7 @@ def make_world(
         starts_in_view=rng.random() < 0.9,
         height_m=height_m,
         roam_m=rng.uniform(0.2, 0.9),
+        raise_view_m=0.55 if task == "hat" else 0.0,
     )
     light_x, light_z = rng.uniform(-0.7, 0.7), rng.uniform(-0.9, 0.3)
     scene = Scene(
@@ -244,13 +245,10 @@ def _draw_edit(
         if rng.random() < 0.5:
             surface, changed = "floor", replace(backdrop, floor=new_colour)
         else:
-            overhead = tuple(value * rng.uniform(0.5, 1.0) for value in new_colour)
             surface = "walls" if backdrop.is_room else "sky"
-            changed = (
-                replace(backdrop, far=new_colour)
-                if backdrop.is_room
-                else replace(backdrop, far=new_colour, zenith=overhead)
-            )
+            r, g, b = (value * rng.uniform(0.5, 1.0) for value in new_colour)
+            zenith = backdrop.zenith if backdrop.is_room else (r, g, b)
+            changed = replace(backdrop, far=new_colour, zenith=zenith)
         phrase = rng.choice(SURFACE_PHRASES).format(surface=surface, colour=new_name)
         return Edit(task=task, target=0, backdrop=changed), phrase
     style, phrase = draw_style(rng)
