@@ -31,8 +31,13 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True)
 class ShotDetection:
+    """How cuts are found; the meaning of the numbers is the detector's (pipeline/video/shots.py)."""
+
     detector: str
     threshold: float
+    min_content_change: float
+    min_shot_frames: int
+    width_px: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,9 @@ SPEC = EditSpec(
     seed=7,
     geometry=SegmentGeometry(segment_frames=17, min_frames=17, frame_multiple=4, height_px=64, width_px=96),
     retrieval=Retrieval(method="memory", top_k=3, embedder_revision="clip0"),
-    shots=ShotDetection(detector="content", threshold=27.0),
+    shots=ShotDetection(
+        detector="adaptive", threshold=3.0, min_content_change=15.0, min_shot_frames=15, width_px=256
+    ),
 )
 GEOMETRY = Geometry(segment_frames=17, min_frames=1, frame_multiple=4, sizes=((64, 96), (96, 64)))
 
@@ -52,16 +54,16 @@ def changed_at(value, path, leaf):
 
 def test_golden_ids():
     # These name folders that users have. If one changes, SPEC_VERSION or PREPARE_VERSION must have changed with it.
-    assert SPEC.edit_id == "90155f4650cb2d3c"
+    assert SPEC.edit_id == "b014a1d0a0ca07d5"
     prepared = prepare_id("ab" * 32, geometry=GEOMETRY, shots=SPEC.shots, embedder_revision="clip0")
-    assert prepared == "5f52b2764c81227c"
+    assert prepared == "09bdd793607896a3"
 
 
 def test_every_changed_field_changes_the_id():
     value = SPEC.to_json()
     ids = {SPEC.edit_id}
     paths = [path for path, _ in leaves(value)]
-    assert len(paths) == 20
+    assert len(paths) == 23
     for path, leaf in leaves(value):
         ids.add(content_id(changed_at(value, path, leaf + "x" if isinstance(leaf, str) else leaf + 1)))
     assert len(ids) == 1 + len(paths)
@@ -76,7 +78,7 @@ def test_key_order_and_number_formatting_do_not_change_the_id():
     reordered = dict(reversed(SPEC.sampler.items()))
     assert replace(SPEC, sampler=reordered).edit_id == SPEC.edit_id
     assert replace(SPEC, sampler={**SPEC.sampler, "shift": 3, "num_inference_steps": 8.0}).edit_id == SPEC.edit_id
-    assert replace(SPEC, shots=ShotDetection(detector="content", threshold=27)).edit_id == SPEC.edit_id
+    assert replace(SPEC, shots=replace(SPEC.shots, threshold=3, min_shot_frames=15.0)).edit_id == SPEC.edit_id
     assert canonical_json({"b": 1.50, "a": [2.0, -0.0, 1e3]}) == '{"a":[2,0,1000],"b":1.5}'
 
 
@@ -118,7 +120,7 @@ def test_prepare_id_depends_on_everything_that_cuts_or_embeds():
         prepare_id("ab" * 32, **{**settings, "geometry": replace(GEOMETRY, segment_frames=13)}),
         prepare_id("ab" * 32, **{**settings, "geometry": replace(GEOMETRY, sizes=((64, 96),))}),
         prepare_id("ab" * 32, **{**settings, "shots": replace(SPEC.shots, threshold=30)}),
-        prepare_id("ab" * 32, **{**settings, "shots": replace(SPEC.shots, detector="adaptive")}),
+        prepare_id("ab" * 32, **{**settings, "shots": replace(SPEC.shots, detector="other")}),
         prepare_id("ab" * 32, **{**settings, "embedder_revision": "clip1"}),
     }
     assert len(ids) == 7
