@@ -18,6 +18,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ import torch
 import zstandard
 from torch import Tensor
 
+from retrieval.commits import committed_segments, parquet_name, record_name
+from retrieval.schema import PlannedSegment
 from retrieval.store import Store, StoreError, describe
 
 FORMAT_VERSION = 1
@@ -71,6 +74,17 @@ ZSTD_PARAMETERS = zstandard.ZstdCompressionParameters.from_level(
 REFERENCE_GAIN = 0.9
 # Elements worked on at once: both planes and the result stay in the L2 cache.
 BLOCK = 1 << 16
+
+
+def latent_meta(segment: PlannedSegment, *, weights_revision: str) -> dict[str, Any]:
+    """What a segment's latents were made from, as it is kept with them."""
+    return {
+        "start_frame": segment.start_frame,
+        "end_frame": segment.end_frame,
+        "seed": segment.seed,
+        "weights_revision": weights_revision,
+        "memory": [asdict(memory) for memory in segment.memory],
+    }
 
 
 class LatentLRU:
@@ -125,8 +139,7 @@ class LatentStore:
         Args:
             index: the segment.
             tensors: by name; "edited" and "source" must be finite.
-            meta: what they were made from (source span, memories and scores, seed, weights revision); JSON-able and
-                independent of time and place.
+            meta: what they were made from (`latent_meta`); JSON-able and independent of time and place.
             record: how they were made (timings, worker, attempt); JSON-able.
 
         Returns:
@@ -246,9 +259,12 @@ def stored_values(index: int, name: str, tensor: Tensor) -> Tensor:
     values = tensor.detach().to("cpu", copy=True).contiguous()
     if name not in LATENT_NAMES:
         return values
-    if not values.is_floating_point() or not bool(torch.isfinite(values).all()):
-        raise ValueError(f"segment {index}: {name!r} has dtype {values.dtype} and must be floating and finite")
-    return values.to(torch.bfloat16) if values.dtype in (torch.float32, torch.float64) else values
+    rounded = values.to(torch.bfloat16) if values.dtype in (torch.float32, torch.float64) else values
+    if not rounded.is_floating_point() or not bool(torch.isfinite(rounded).all()):
+        raise ValueError(
+            f"segment {index}: {name!r} has dtype {values.dtype}; it must be floating and finite as bfloat16"
+        )
+    return rounded
 
 
 def encode_row(name: str, entry: Mapping[str, tuple[Tensor, str]]) -> dict[str, Any]:
