@@ -218,7 +218,7 @@ def shortened(name: str, *, width: int = 28) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -101,8 +101,9 @@ def plan_to_table(plan: Iterable[PlannedSegment]) -> pa.Table:
 
 
 def plan_from_table(table: pa.Table) -> list[PlannedSegment]:
+    names = [field.name for field in fields(PlannedSegment)]
     plan = []
-    for row in table.to_pylist():
+    for row in table.select(names).to_pylist():
         memory = tuple(PlannedMemory(**{**item, "kernel": tuple(item["kernel"])}) for item in row["memory"])
         plan.append(PlannedSegment(**{**row, "memory": memory}))
     return plan

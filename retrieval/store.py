@@ -159,7 +159,11 @@ class Store:
             raise StoreError(f"{self.url_of(name)}: not JSON: {error}") from error
 
     def write_json(self, name: str, value: Any) -> None:
-        self.write_bytes(name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+        try:
+            text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{self.url_of(name)}: {describe(error)}") from error
+        self.write_bytes(name, f"{text}\n".encode())
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         data = self.read_bytes(name)
