@@ -1,0 +1,566 @@
+"""The edit run: manifest rows in, edited videos out. The one place where all parts meet; it computes nothing itself.
+
+    identify sources -> [skip what is finished] -> prepare (Ray Data) -> freeze plans -> execute -> results, report
+
+Everything it knows between two steps is in the workspace, so a run that dies is continued by the same command. Ray is
+started only if there is something to do. The driver imports neither torch nor a decoder.
+"""
+
+import statistics
+import time
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from model.presets import Preset, resolve_preset
+from pipeline.events import Event, TaskFailed, TaskFinished, VideoQuarantined, WorkerDied, WorkerJoined
+from pipeline.ledger import AttemptLedger
+from pipeline.manifest import ManifestRow
+from pipeline.plan import PlanFigures, format_plan_table, freeze_plan, plan_figures, plan_segments
+from pipeline.prepare import SHOT_DETECTION, PreparedVideo, PrepareJob, load_prepared, prepare_videos
+from pipeline.progress import Progress
+from pipeline.report import write_report
+from pipeline.scheduler import Scheduler, VideoPlan
+from pipeline.source import SourceError, SourceIdentity, identify_sources
+from pipeline.spec import EditSpec, Retrieval, SegmentGeometry, Turn, prepare_id
+from pipeline.versions import package_versions
+from retrieval.commits import committed_segments
+from retrieval.embed import embedder_revision
+from retrieval.schema import PlannedSegment
+from retrieval.store import Store
+
+Status = Literal["done", "skipped", "failed", "quarantined", "planned"]
+
+RESULT_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("status", pa.string()),
+        ("edit_id", pa.string()),
+        ("edit_url", pa.string()),
+        ("output", pa.string()),
+        ("segments", pa.int32()),
+        ("generated_segments", pa.int32()),
+        ("error_type", pa.string()),
+        ("error", pa.string()),
+        ("seconds", pa.float64()),
+    ]
+)
+
+FAILURE_SCHEMA = pa.schema(
+    [
+        ("video", pa.string()),
+        ("stage", pa.string()),
+        ("start_frame", pa.int64()),
+        ("end_frame", pa.int64()),
+        ("error_type", pa.string()),
+        ("message", pa.string()),
+        ("attempts", pa.int32()),
+    ]
+)
+
+TIMELINE_SCHEMA = pa.schema(
+    [
+        ("video", pa.string()),
+        ("kind", pa.string()),
+        ("segment", pa.int32()),
+        ("worker", pa.string()),
+        ("node", pa.string()),
+        ("started_at", pa.float64()),
+        ("finished_at", pa.float64()),
+    ]
+)
+
+PRIVATE_OBJECT_STORE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditRun:
+    """Everything a run is asked to do. `editor_factory` is "module:callable", for editors that are no preset."""
+
+    workspace: str
+    rows: tuple[ManifestRow, ...]
+    size: Literal["source", "model"] = "source"
+    top_k: int = 3
+    method: Literal["memory", "independent", "previous"] = "memory"
+    max_attempts: int = 3
+    max_parallel_per_video: int | None = None
+    workers: int | None = None
+    address: str = "local"
+    embedder: str = "bundled"
+    dry_run: bool = False
+    editor_factory: str = "model.presets:load_editor"
+
+    def __post_init__(self) -> None:
+        for name, least in (("top_k", 0), ("max_attempts", 1), ("workers", 1), ("max_parallel_per_video", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; needs at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoOutcome:
+    """What became of one video; a row of `results.parquet` and an element of the JSON result."""
+
+    id: str
+    source: str
+    status: Status
+    edit_id: str = ""
+    edit_url: str = ""
+    output: str | None = None
+    segments: int = 0
+    generated_segments: int = 0
+    error_type: str | None = None
+    error: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A row of `failures.parquet`. The span is in frames of the source, None where the failure is of the whole video."""
+
+    video: str
+    stage: str
+    start_frame: int | None = None
+    end_frame: int | None = None
+    error_type: str
+    message: str
+    attempts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOutcome:
+    run_id: str
+    workspace: str
+    videos: tuple[VideoOutcome, ...]
+    report: str | None = None
+    plan_table: str | None = None
+
+    @property
+    def exit_status(self) -> int:
+        return int(any(video.status in ("failed", "quarantined") for video in self.videos))
+
+    def to_json(self) -> dict[str, Any]:
+        names = ("id", "source", "status", "output", "segments", "generated_segments", "error_type", "error")
+        return {
+            "run_id": self.run_id,
+            "videos": [{name: getattr(video, name) for name in names} for video in self.videos],
+        }
+
+    def summary(self) -> str:
+        lines = [self.plan_table] if self.plan_table else []
+        for video in self.videos:
+            text = {
+                "done": f"{video.output} ({video.generated_segments} of {video.segments} segments generated)",
+                "skipped": f"nothing to do, finished before: {video.output}",
+                "planned": f"{video.segments} segments planned",
+            }.get(video.status, f"{video.error_type}: {video.error}")
+            lines.append(f"{video.status:<11}  {video.id}  {text}")
+        if self.report:
+            lines.append(f"report       {self.report}")
+        return "\n".join(lines)
+
+
+@dataclass
+class VideoEdit:
+    """One video on its way through the run."""
+
+    row: ManifestRow
+    preset: Preset
+    folder: Store
+    identity: SourceIdentity | None = None
+    prepared_id: str = ""
+    prepared: PreparedVideo | None = None
+    spec: EditSpec | None = None
+    store: Store | None = None
+    plan: list[PlannedSegment] = field(default_factory=list)
+    generated: int = 0
+    outcome: VideoOutcome | None = None
+
+
+def run_edit(run: EditRun, progress: Progress) -> RunOutcome:
+    """Do everything `run` asks for, and write down what became of it.
+
+    Failures of videos are data in the outcome; nothing is raised for them.
+
+    Raises:
+        ValueError: if the workspace cannot be written, or the settings cannot be met.
+    """
+    started = time.time()
+    run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+    workspace = Store(run.workspace)
+    timeline: list[dict[str, Any]] = []
+    edits = [
+        VideoEdit(row=row, preset=resolve_preset(row.preset), folder=workspace / "videos" / row.id) for row in run.rows
+    ]
+    revision = embedder_revision(run.embedder)
+    failures = identify(edits, workspace, revision)
+    skip_finished(edits, run, revision)
+
+    table = None
+    if open_edits(edits):
+        with ray_session(run.address):
+            failures += prepare(edits, run, progress)
+            skip_finished(edits, run, revision)
+            if run.dry_run:
+                table = dry_run(edits, run, workspace)
+            elif open_edits(edits):
+                start_run(workspace, run_id, run, started)
+                failures += execute(edits, run, progress, timeline)
+    outcomes = tuple(edit.outcome for edit in edits if edit.outcome is not None)
+    assert len(outcomes) == len(edits), "every video has an outcome"
+    if run.dry_run:
+        return RunOutcome(run_id=run_id, workspace=run.workspace, videos=outcomes, plan_table=table)
+    finish_run(workspace, run_id, run, started, outcomes, failures, timeline)
+    report = write_report(workspace, run_id)
+    return RunOutcome(run_id=run_id, workspace=run.workspace, videos=outcomes, report=report)
+
+
+class RunError(RuntimeError):
+    """The run as a whole cannot go on: the message says why. What was committed stays."""
+
+
+def load_run(workspace: Store, run_id: str) -> EditRun:
+    """The settings of an earlier run of this workspace."""
+    command = (workspace / "runs" / run_id).read_json("run.json")["command"]
+    return EditRun(**{**command, "rows": tuple(ManifestRow(**row) for row in command["rows"])})
+
+
+def forget_attempts(workspace: Store, run_id: str, videos: Collection[str]) -> None:
+    """Clear what is charged to the edits of these videos in that run; `failures.parquet` keeps what happened."""
+    for row in (workspace / "runs" / run_id).read_table("results.parquet").to_pylist():
+        if row["id"] in videos and row["edit_id"]:
+            AttemptLedger(workspace / "videos" / row["id"] / "edits" / row["edit_id"] / "attempts").clear()
+
+
+def open_edits(edits: Sequence[VideoEdit]) -> list[VideoEdit]:
+    return [edit for edit in edits if edit.outcome is None]
+
+
+def identify(edits: Sequence[VideoEdit], workspace: Store, revision: str) -> list[Failure]:
+    """Content identity of every source; a missing or unreadable one fails its video here."""
+    failures = []
+    identities = identify_sources(workspace, {edit.row.id: edit.row.source for edit in edits})
+    for edit in edits:
+        identity = identities[edit.row.id]
+        if isinstance(identity, SourceError):
+            failure = Failure(
+                video=edit.row.id, stage="source", error_type=type(identity).__name__, message=str(identity), attempts=1
+            )
+            failures.append(fail(edit, failure))
+            continue
+        edit.identity = identity
+        edit.prepared_id = prepare_id(
+            identity.sha256, geometry=edit.preset.geometry, shots=SHOT_DETECTION, embedder_revision=revision
+        )
+        edit.prepared = load_prepared(edit.folder / "prepared" / edit.prepared_id)
+    return failures
+
+
+def specify(edits: Sequence[VideoEdit], run: EditRun, revision: str) -> None:
+    """The spec of every prepared video, and with it the folder of its edit."""
+    for edit in open_edits(edits):
+        if edit.prepared is None or edit.spec is not None:
+            continue
+        assert edit.identity is not None
+        info = edit.prepared.info
+        size = edit.preset.geometry.size_for(info.display_width, info.display_height)
+        edit.spec = EditSpec(
+            source_sha256=edit.identity.sha256,
+            turns=(Turn(instruction=edit.row.instruction),),
+            preset=edit.preset.name,
+            weights_revision=edit.preset.weights_revision,
+            sampler=edit.preset.sampler,
+            seed=edit.row.seed,
+            geometry=SegmentGeometry.of(edit.preset.geometry, size=size),
+            retrieval=Retrieval(method=run.method, top_k=run.top_k, embedder_revision=revision),
+            shots=SHOT_DETECTION,
+        )
+        edit.store = edit.folder / "edits" / edit.spec.edit_id
+
+
+def skip_finished(edits: Sequence[VideoEdit], run: EditRun, revision: str) -> None:
+    """A finished edit of the same spec and size has nothing left to do."""
+    specify(edits, run, revision)
+    for edit in open_edits(edits):
+        if edit.store is None or edit.spec is None or not edit.store.exists("record.json"):
+            continue
+        record = edit.store.read_json("record.json")
+        if record["size"] != run.size or not edit.store.exists(record["output"]):
+            continue
+        edit.outcome = outcome(
+            edit,
+            status="skipped",
+            output=edit.store.url_of(record["output"]),
+            segments=len(record["segments"]),
+        )
+
+
+def prepare(edits: Sequence[VideoEdit], run: EditRun, progress: Progress) -> list[Failure]:
+    """Probe, cut and embed what is not prepared yet."""
+    wanted = {edit.row.id: edit for edit in open_edits(edits) if edit.prepared is None}
+    if not wanted:
+        return []
+    progress.stage(f"prepare: {len(wanted)} video{'s' * (len(wanted) != 1)}")
+    jobs = [
+        PrepareJob(
+            video=edit.row.id,
+            uri=edit.row.source,
+            prepared_url=f"{edit.folder.url}/prepared/{edit.prepared_id}",
+            geometry=edit.preset.geometry,
+        )
+        for edit in wanted.values()
+    ]
+    result = prepare_videos(jobs, embedder=run.embedder, num_workers=run.workers, on_event=progress.note)
+    failures = [fail(wanted[failure.video], Failure(**asdict(failure), attempts=1)) for failure in result.failures]
+    for video, prepared in result.prepared.items():
+        wanted[video].prepared = prepared
+    return failures
+
+
+def dry_run(edits: Sequence[VideoEdit], run: EditRun, workspace: Store) -> str:
+    """The plan of the whole manifest as text; writes nothing."""
+    rows: list[tuple[str, PlanFigures]] = []
+    for edit in open_edits(edits):
+        plan = planned(edit, run)
+        assert edit.store is not None
+        committed = committed_segments(edit.store / "latents")
+        seconds = measured_seconds_per_segment(workspace, edit)
+        rows.append((edit.row.id, plan_figures(plan, seconds_per_segment=seconds, committed=committed)))
+        edit.outcome = outcome(edit, status="planned", segments=len(plan))
+    return format_plan_table(rows, num_workers=run.workers or default_workers()) if rows else "nothing left to plan"
+
+
+def planned(edit: VideoEdit, run: EditRun) -> list[PlannedSegment]:
+    assert edit.prepared is not None
+    return plan_segments(edit.prepared.segments, method=run.method, top_k=run.top_k, seed=edit.row.seed)
+
+
+def measured_seconds_per_segment(workspace: Store, edit: VideoEdit) -> float | None:
+    """Median time of a segment in a finished edit of this workspace by the same weights, or None."""
+    assert edit.spec is not None
+    videos = workspace / "videos"
+    for video in [edit.row.id, *videos.names()]:
+        edits = videos / video / "edits"
+        for edit_id in edits.names():
+            if not (edits / edit_id).exists("record.json"):
+                continue
+            record = (edits / edit_id).read_json("record.json")
+            if record["spec"]["weights_revision"] == edit.spec.weights_revision:
+                return statistics.median(sum(row["timings"].values()) for row in record["segments"])
+    return None
+
+
+def default_workers() -> int:
+    """One per GPU of the cluster, else one per core."""
+    resources = ray_resources()
+    return max(1, int(resources.get("GPU", 0)) or int(resources.get("CPU", 1)))
+
+
+def execute(
+    edits: Sequence[VideoEdit], run: EditRun, progress: Progress, timeline: list[dict[str, Any]]
+) -> list[Failure]:
+    """Generate, render and assemble all open edits; returns the failures of those that were quarantined."""
+    from pipeline.executor import StagesSpec, WorkerPool, WorkersUnavailable, run_tasks
+
+    num_workers = run.workers or default_workers()
+    by_video = {edit.row.id: edit for edit in open_edits(edits)}
+    progress.stage(f"edit: {len(by_video)} video{'s' * (len(by_video) != 1)} on {num_workers} workers")
+    scheduler = Scheduler(
+        max_attempts=run.max_attempts, max_parallel_per_video=run.max_parallel_per_video, num_workers=num_workers
+    )
+    for edit in by_video.values():
+        enter(edit, run, scheduler, progress)
+    watch = Watch(edits=by_video, progress=progress, num_workers=num_workers, timeline=timeline)
+    stages = StagesSpec(
+        factory="pipeline.stages:EditStages", kwargs={"size": run.size, "editor_factory": run.editor_factory}
+    )
+    pool = WorkerPool(stages=stages, num_workers=num_workers, num_gpus=1.0 if ray_resources().get("GPU") else 0.0)
+    started = time.time()
+    try:
+        result = run_tasks(scheduler, pool, on_event=watch)
+    except WorkersUnavailable as error:
+        raise RunError(str(error)) from error
+    failures = []
+    for status in result.videos:
+        edit = by_video[status.video]
+        seconds = time.time() - started
+        if status.failure is None:
+            assert edit.store is not None
+            output = edit.store.url_of(edit.store.read_json("record.json")["output"])
+            edit.outcome = outcome(edit, status="done", output=output, seconds=seconds)
+            continue
+        assert status.failed_task is not None
+        task = status.failed_task
+        segment = edit.plan[task.index] if task.kind != "assemble" else None
+        failure = Failure(
+            video=status.video,
+            stage=task.kind,
+            start_frame=segment.start_frame if segment else None,
+            end_frame=segment.end_frame if segment else None,
+            error_type=status.failure.error_type,
+            message=status.failure.message,
+            attempts=status.attempts,
+        )
+        failures.append(failure)
+        edit.outcome = outcome(
+            edit, status="quarantined", error_type=failure.error_type, error=failure.message, seconds=seconds
+        )
+    return failures
+
+
+def enter(edit: VideoEdit, run: EditRun, scheduler: Scheduler, progress: Progress) -> None:
+    """Write the edit's spec and frozen plan, and give the scheduler what is left to do of it."""
+    assert edit.spec is not None
+    assert edit.store is not None
+    edit.plan = freeze_plan(edit.store, planned(edit, run))
+    # The spec decides the folder's name; beside it stands how to load the editor and where the prepared tables are.
+    edit.store.write_json(
+        "spec.json", {"spec": edit.spec.to_json(), "preset": edit.row.preset, "prepared": edit.prepared_id}
+    )
+    committed = committed_segments(edit.store / "latents")
+    suffix = f".{run.size}.mp4"
+    chunks = {int(name[len("segment-") : -len(suffix)]) for name in (edit.store / "chunks").names(suffix)}
+    done = {("edit", index) for index in committed} | {("render", index) for index in chunks & committed}
+    scheduler.add_video(
+        VideoPlan(
+            video=edit.row.id,
+            edit_url=edit.store.url,
+            dependencies=tuple(tuple(memory.segment for memory in row.memory) for row in edit.plan),
+            costs=(1.0,) * len(edit.plan),
+        ),
+        done=done,
+        failures=AttemptLedger(edit.store / "attempts").failures(video=edit.row.id, edit_url=edit.store.url),
+    )
+    progress.video_planned(edit.row.id, len(edit.plan), len(committed))
+
+
+@dataclass(kw_only=True)
+class Watch:
+    """Turns the executor's events into progress and the run's timeline."""
+
+    edits: dict[str, VideoEdit]
+    progress: Progress
+    num_workers: int
+    timeline: list[dict[str, Any]]
+    alive: set[str] = field(default_factory=set)
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case WorkerJoined():
+                self.alive.add(event.worker)
+                self.progress.workers(len(self.alive), self.num_workers)
+            case WorkerDied():
+                self.alive.discard(event.worker)
+                self.progress.workers(len(self.alive), self.num_workers)
+                self.progress.note(f"worker {event.worker} died: {event.reason}")
+            case TaskFinished():
+                self.finished(event)
+            case TaskFailed():
+                charged = f"attempt {event.num_attempts}" if event.is_charged else "not charged"
+                where = f"{event.task.video} {event.task.kind} {event.task.index}"
+                self.progress.note(f"{where}: {event.failure.error_type}: {event.failure.message} ({charged})")
+            case VideoQuarantined():
+                self.progress.video_failed(event.task.video, event.failure.error_type, event.failure.message)
+
+    def finished(self, event: TaskFinished) -> None:
+        task = event.task
+        self.timeline.append(
+            {
+                "video": task.video,
+                "kind": task.kind,
+                "segment": task.index,
+                "worker": event.worker,
+                "node": event.node,
+                "started_at": event.started_at,
+                "finished_at": event.ended_at,
+            }
+        )
+        if task.kind == "edit":
+            self.edits[task.video].generated += bool(event.summary.get("generated"))
+            self.progress.segment_done(task.video)
+        elif task.kind == "render":
+            self.progress.rendered(task.video)
+        else:
+            self.progress.video_done(task.video, event.summary["output"])
+
+
+def outcome(edit: VideoEdit, *, status: Status, **values: Any) -> VideoOutcome:
+    return VideoOutcome(
+        id=edit.row.id,
+        source=edit.row.source,
+        status=status,
+        edit_id=edit.spec.edit_id if edit.spec else "",
+        edit_url=edit.store.url if edit.store else "",
+        **{"segments": len(edit.plan), "generated_segments": edit.generated, **values},
+    )
+
+
+def fail(edit: VideoEdit, failure: Failure) -> Failure:
+    """End a video before it has segments to edit."""
+    edit.outcome = outcome(edit, status="failed", error_type=failure.error_type, error=failure.message)
+    return failure
+
+
+def start_run(workspace: Store, run_id: str, run: EditRun, started: float) -> None:
+    (workspace / "runs" / run_id).write_json("run.json", run_record(run_id, run, started, finished=None))
+
+
+def finish_run(
+    workspace: Store,
+    run_id: str,
+    run: EditRun,
+    started: float,
+    outcomes: Sequence[VideoOutcome],
+    failures: Sequence[Failure],
+    timeline: list[dict[str, Any]],
+) -> None:
+    """Everything of the run; `run.json` with its end comes last."""
+    folder = workspace / "runs" / run_id
+    folder.write_table("results.parquet", pa.Table.from_pylist([asdict(row) for row in outcomes], schema=RESULT_SCHEMA))
+    folder.write_table(
+        "failures.parquet", pa.Table.from_pylist([asdict(row) for row in failures], schema=FAILURE_SCHEMA)
+    )
+    folder.write_table("timeline.parquet", pa.Table.from_pylist(timeline, schema=TIMELINE_SCHEMA))
+    folder.write_json("run.json", run_record(run_id, run, started, finished=time.time()))
+
+
+def run_record(run_id: str, run: EditRun, started: float, *, finished: float | None) -> dict[str, Any]:
+    return {
+        "run_id": run_id,
+        "command": asdict(run),
+        "started_at": started,
+        "finished_at": finished,
+        "versions": package_versions(),
+    }
+
+
+@contextmanager
+def ray_session(address: str) -> Iterator[None]:
+    """Ray for the time of a run. A private one is shut down with the run; one that was there before is left as it is."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet = {"logging_level": "error", "log_to_driver": False}
+    if address == "local":
+        # Frames and latents go through the store, never through Ray's object store.
+        ray.init(address="local", include_dashboard=False, object_store_memory=PRIVATE_OBJECT_STORE_BYTES, **quiet)
+    else:
+        ray.init(address=address, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def ray_resources() -> dict[str, float]:
+    import ray
+
+    return ray.cluster_resources()
