@@ -58,7 +58,7 @@ class Hit:
 
 
 def camera_rays(
-    scene: Scene, frames: range, size: tuple[int, int], rows: tuple[int, int], device: torch.device
+    scene: Scene, frames: Sequence[int], size: tuple[int, int], rows: tuple[int, int], device: torch.device
 ) -> Rays:
     """Rays of `frames` through rows `[rows[0], rows[1])` of an image of `size` (h, w)."""
     height, width = size
@@ -108,7 +108,7 @@ def _camera_noise(device: torch.device) -> Tensor:
     return torch.randn(CAMERA_NOISE_VALUES, generator=torch.Generator().manual_seed(77)).to(device)
 
 
-def camera_noise(scene: Scene, frames: range, size: tuple[int, int], device: torch.device) -> Tensor:
+def camera_noise(scene: Scene, frames: Sequence[int], size: tuple[int, int], device: torch.device) -> Tensor:
     """Sensor noise `[t, 3, h, w]`, the same for a frame however the video is cut into chunks."""
     count = 3 * size[0] * size[1]
     bank = _camera_noise(device)
@@ -182,7 +182,7 @@ def _window(rays: Rays, centres: Tensor, radius: float) -> tuple[slice, slice, s
     )
 
 
-def cast_solid(scene: Scene, solid: Solid, rays: Rays, frames: range) -> Hit | None:
+def cast_solid(scene: Scene, solid: Solid, rays: Rays, frames: Sequence[int]) -> Hit | None:
     """Where `solid` would be seen if it stood alone; depth is FAR_M where it is missed."""
     centres = torch.tensor([solid.centre_at(frame) for frame in frames], device=rays.axes.device)
     window = _window(rays, centres, math.hypot(*solid.half))
@@ -303,7 +303,7 @@ class BackdropHit:
     is_hill: Tensor | None
 
 
-def cast_backdrop(scene: Scene, rays: Rays, frames: range) -> BackdropHit:
+def cast_backdrop(scene: Scene, rays: Rays, frames: Sequence[int]) -> BackdropHit:
     backdrop = scene.backdrop
     (ox, oy, oz), (dx, dy, dz) = rays.origin, rays.direction
     slope = torch.where(dy.abs() < 1e-5, 1e-5, dy)
@@ -367,7 +367,7 @@ def cast_backdrop(scene: Scene, rays: Rays, frames: range) -> BackdropHit:
     )
 
 
-def _shadows(scene: Scene, rays: Rays, frames: range, x: Tensor, z: Tensor) -> Tensor:
+def _shadows(scene: Scene, rays: Rays, frames: Sequence[int], x: Tensor, z: Tensor) -> Tensor:
     """Brightness of the floor: soft blobs under the solids, stretched away from the light."""
     brightness = torch.ones_like(x)
     lx, ly, lz = scene.light

@@ -9,7 +9,7 @@ Draws scenes and decides edits; `scene.py` holds what a scene is made of, `rayca
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -83,13 +83,33 @@ class World:
     split: Split
     num_frames: int
     instruction: str
-    caption: str
     scene: Scene
     edit: Edit
+    solid_words: tuple[str, ...]
+    """One phrase for each solid of the scene, in its order."""
+    backdrop_words: str
 
     @property
     def task(self) -> EditTask:
         return self.edit.task
+
+    @property
+    def caption(self) -> str:
+        """Everything that stands in the source's scene, whether or not the camera sees it."""
+        return f"{', '.join(self.solid_words)} on {self.backdrop_words}"
+
+    def caption_at(self, frame: int) -> str:
+        """What the camera sees of it in `frame` (centres within a square image; what hides what is not asked)."""
+        camera, pose = self.scene.camera, self.scene.camera.pose(frame)
+        reach = math.tan(math.radians(camera.fov_deg) / 2)
+        seen = []
+        for solid, words in zip(self.scene.solids, self.solid_words, strict=True):
+            x, _, z = (a - b for a, b in zip(solid.centre_at(frame), pose.position, strict=True))
+            ahead = x * math.sin(pose.yaw) + z * math.cos(pose.yaw)
+            across = x * math.cos(pose.yaw) - z * math.sin(pose.yaw)
+            if ahead > 0.3 and abs(across) < reach * ahead:
+                seen.append((ahead, words))
+        return f"{', '.join(words for _, words in sorted(seen)) or 'nothing'} on {self.backdrop_words}"
 
     @property
     def cuts(self) -> list[int]:
@@ -190,20 +210,20 @@ def make_world(
         vignette=rng.choice((0.0, rng.uniform(0.05, 0.3))),
         noise_bank=NOISE_BANKS[split],
     )
-    words = [
+    words = tuple(
         f"a {colour} {TEXTURE_WORDS[solid.texture.kind]}{rng.choice(SHAPE_WORDS[shape])}"
         for solid, (colour, shape) in zip(solids, names, strict=True)
-    ]
-    caption = f"{', '.join(words)} on {backdrop_words}"
+    )
     edit, instruction = _draw_edit(rng, task, scene, target_colour, target_shape, grade)
     return World(
         seed=seed,
         split=split,
         num_frames=num_frames,
         instruction=instruction,
-        caption=caption,
         scene=scene,
         edit=edit,
+        solid_words=words,
+        backdrop_words=backdrop_words,
     )
 
 
@@ -264,37 +284,55 @@ def render(
     device: torch.device | str = "cpu",
     supersample: int = 1,
 ) -> WorldFrames:
-    """Frames `[start, end)` of a world, source and edited and what differs, at `size` (height_px, width_px).
-
-    Long or large spans are rendered in chunks, so memory stays bounded; a frame does not depend on the chunk it is in.
-
-    Args:
-        supersample: rays per pixel along each axis; 2 gives smooth edges at four times the cost.
+    """Frames `[start, end)` of a world: see `render_frames`.
 
     Raises:
-        ValueError: if the span does not lie within the world.
+        ValueError: if the span is empty or does not lie within the world.
     """
     if not 0 <= start < end <= world.num_frames:
         raise ValueError(f"span is [{start}, {end}); needs 0 <= start < end <= {world.num_frames}")
+    return render_frames(world, range(start, end), size=size, device=device, supersample=supersample)
+
+
+def render_frames(
+    world: World,
+    frames: Sequence[int],
+    *,
+    size: tuple[int, int],
+    device: torch.device | str = "cpu",
+    supersample: int = 1,
+) -> WorldFrames:
+    """The given frames of a world, source and edited and what differs, at `size` (height_px, width_px).
+
+    Many or large frames are rendered in chunks, so memory stays bounded; a frame does not depend on the chunk it is in.
+
+    Args:
+        supersample: rays per pixel along each axis; 2 gives smooth edges at four times the cost.
+    """
     device = torch.device(device)
     rays_per_row = size[1] * supersample**2
     num_rows = max(1, min(size[0], MAX_CHUNK_RAYS // rays_per_row))
     num_frames = max(1, MAX_CHUNK_RAYS // (rays_per_row * size[0]))
     chunks = []
-    for first in range(start, end, num_frames):
-        frames = range(first, min(end, first + num_frames))
+    for first in range(0, len(frames), num_frames):
+        chunk = frames[first : first + num_frames]
         bands = [
-            _render_band(world, frames, size, (top, min(size[0], top + num_rows)), supersample, device)
+            _render_band(world, chunk, size, (top, min(size[0], top + num_rows)), supersample, device)
             for top in range(0, size[0], num_rows)
         ]
         source, edited, mask = (torch.cat(part, dim=-2) for part in zip(*bands, strict=True))
-        chunks.append((*_develop(world, frames, size, source, edited), mask))
+        chunks.append((*_develop(world, chunk, size, source, edited), mask))
     source, edited, mask = (torch.cat(part) for part in zip(*chunks, strict=True))
     return WorldFrames(source=source, edited=edited, mask=mask)
 
 
 def _render_band(
-    world: World, frames: range, size: tuple[int, int], rows: tuple[int, int], supersample: int, device: torch.device
+    world: World,
+    frames: Sequence[int],
+    size: tuple[int, int],
+    rows: tuple[int, int],
+    supersample: int,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of a chunk before the camera's noise: source and edited `[t, 3, h, w]`, mask `[t, h, w]`."""
     scene, edit = world.scene, world.edit
@@ -352,7 +390,7 @@ def _render_band(
 
 
 def _develop(
-    world: World, frames: range, size: tuple[int, int], source: Tensor, edited: Tensor
+    world: World, frames: Sequence[int], size: tuple[int, int], source: Tensor, edited: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Vignette, sensor noise and, where the edit is one, the style; then 8 bits. Equal in both outside the edit."""
     scene = world.scene
