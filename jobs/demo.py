@@ -52,9 +52,7 @@ def main(argv: list[str]) -> int:
         {"id": "world", "source": str(world), "instruction": instruction},
     ]
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = EditRun(
-        workspace=str(out / "workspace"), rows=tuple(load_manifest(str(manifest))), workers=command.workers
-    )
+    run = EditRun(workspace=str(out / "workspace"), rows=tuple(load_manifest(str(manifest))), workers=command.workers)
     status = report_run(run, sys.stdout, is_json=False)
     print(f"finished in {time.time() - began:.0f} s. Open the report above in a browser, and the videos beside it.")
     return status

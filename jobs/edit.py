@@ -8,7 +8,7 @@ from typing import IO, Annotated, Literal
 import tyro
 
 from jobs.console import command_error, print_json, result_stream
-from pipeline.manifest import ManifestRow, RowDefaults, load_manifest, rows_from_sources
+from pipeline.manifest import ManifestRow, load_manifest, rows_from_sources
 from pipeline.progress import Progress
 from pipeline.run import EditRun, RunError, run_edit
 
@@ -57,16 +57,15 @@ class EditCommand:
 
 
 def manifest_rows(command: EditCommand) -> list[ManifestRow]:
-    defaults = RowDefaults(seed=command.seed, preset=command.preset)
     if command.manifest and (command.source or command.instruction is not None):
         raise ValueError("--manifest stands instead of SOURCE and --instruction; give one or the other")
     if command.manifest:
-        return load_manifest(command.manifest, defaults=defaults)
+        return load_manifest(command.manifest, preset=command.preset, seed=command.seed)
     if not command.source:
         raise ValueError("nothing to edit: name at least one SOURCE with --instruction, or give --manifest")
     if command.instruction is None:
         raise ValueError("--instruction is missing: say what to do to the sources")
-    return rows_from_sources(command.source, command.instruction, defaults=defaults)
+    return rows_from_sources(command.source, command.instruction, preset=command.preset, seed=command.seed)
 
 
 def workspace_url(workspace: str) -> str:

@@ -1,6 +1,7 @@
 """`memory-v2v retry-failed`: what failed or was quarantined is tried again, with the settings of the run it failed in."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import tyro
 
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
                 raise ValueError(f"--workspace {command.workspace}: holds no runs")
             for run_id, videos in failed_videos(workspace).items():
                 run = load_run(workspace, run_id)
-                given = {"workers": command.workers, "address": command.address}
+                given: dict[str, Any] = {"workers": command.workers, "address": command.address}
                 run = replace(
                     run,
                     workspace=workspace.url,

@@ -9,15 +9,13 @@ Shapes: frames are `[T, H, W, 3]` RGB; latents are `[C, t, h, w]` with `t = (T -
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from model.geometry import Geometry
-
-MemoryRole = Literal["previous", "retrieved"]
-Kernel = tuple[int, int, int]
+from model.memory import Kernel, MemoryRole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +34,18 @@ class MemoryVideo:
     def __post_init__(self) -> None:
         if self.edited.shape != self.source.shape:
             raise ValueError(f"memory: edited {tuple(self.edited.shape)} and source {tuple(self.source.shape)} differ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryBatch:
+    """The same place in the memory layout of every sample of a batch: what the network itself takes.
+
+    `latents` are the edited and the source latents of a memory on channels, like the target's noisy and source latents.
+    """
+
+    role: MemoryRole
+    kernel: Kernel
+    latents: Float[Tensor, "b c t h w"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +69,13 @@ class EditResult:
 class Editor(Protocol):
     """Encodes, edits and decodes one segment at a time."""
 
-    geometry: Geometry
-    weights_revision: str
-    """Hash of the weight files; part of an edit's identity."""
+    @property
+    def geometry(self) -> Geometry: ...
+
+    @property
+    def weights_revision(self) -> str:
+        """Hash of the weight files; part of an edit's identity."""
+        ...
 
     def encode(self, frames: UInt8[Tensor, "T H W 3"]) -> Float[Tensor, "c t h w"]:
         """Normalised latents of legal-length frames at a legal size."""

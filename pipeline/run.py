@@ -28,6 +28,7 @@ from pipeline.report import write_report
 from pipeline.scheduler import Scheduler, VideoPlan
 from pipeline.source import SourceError, SourceIdentity, identify_sources
 from pipeline.spec import EditSpec, Retrieval, SegmentGeometry, Turn, prepare_id
+from pipeline.tasks import TaskKind
 from pipeline.versions import package_versions
 from retrieval.commits import committed_segments
 from retrieval.embed import embedder_revision
@@ -426,7 +427,8 @@ def enter(edit: VideoEdit, run: EditRun, scheduler: Scheduler, progress: Progres
     committed = committed_segments(edit.store / "latents")
     suffix = f".{run.size}.mp4"
     chunks = {int(name[len("segment-") : -len(suffix)]) for name in (edit.store / "chunks").names(suffix)}
-    done = {("edit", index) for index in committed} | {("render", index) for index in chunks & committed}
+    done: set[tuple[TaskKind, int]] = {("edit", index) for index in committed}
+    done |= {("render", index) for index in chunks & committed}
     scheduler.add_video(
         VideoPlan(
             video=edit.row.id,
@@ -548,7 +550,7 @@ def ray_session(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    quiet = {"logging_level": "error", "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
     if address == "local":
         # Frames and latents go through the store, never through Ray's object store.
         ray.init(address="local", include_dashboard=False, object_store_memory=PRIVATE_OBJECT_STORE_BYTES, **quiet)

@@ -5,6 +5,7 @@ Spans are half-open `[start_frame, end_frame)` in the source's decoded frames.
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -36,12 +37,15 @@ SEGMENT_SCHEMA = pa.schema(
 )
 
 
+MemoryRole = Literal["previous", "retrieved"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlannedMemory:
     """One memory of a planned segment: which earlier segment, in which role, how alike (cosine), how finely tokenized."""
 
     segment: int
-    role: str
+    role: MemoryRole
     score: float
     kernel: tuple[int, int, int]
 

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.stages.context import EditContext, chunk_name, preview_name
+from pipeline.stages.context import EditContext, chunk_name
 from pipeline.versions import package_versions
-from pipeline.video.assemble import assemble
-from pipeline.video.preview import write_preview
+from pipeline.video.io import assemble, write_video
+from pipeline.video.preview import preview_stride
+
+MIN_PREVIEW_FPS = 5.0
+"""A long film's preview is a time-lapse rather than a slide show."""
 
 
 def assemble_video(context: EditContext, *, size: str) -> dict[str, Any]:
@@ -29,14 +32,12 @@ def assemble_video(context: EditContext, *, size: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="memory-v2v-") as folder:
         local = [local_copy(chunks, name, Path(folder)) for name in names]
         result = assemble(local, context.source_uri, context.inspection, Path(folder) / "edited")
-        output = result.path.name
-        frames = [
-            name for row in context.plan if chunks.exists(name := preview_name(row.segment))
-        ]  # one per segment that holds a preview frame
+        output = Path(result.path).name
         preview = Path(folder) / "preview.mp4"
-        write_preview(preview, preview_frames(context, frames), fps=preview_rate(context))
+        rate = min(30.0, max(MIN_PREVIEW_FPS, context.info.fps / preview_stride(context.info.num_frames)))
+        write_video(preview, preview_frames(context), rate)
         context.store.put_file(preview, "preview.mp4")
-        context.store.put_file(result.path, output)
+        context.store.put_file(Path(result.path), output)
     record = {
         "edit_id": context.store.url.rsplit("/", 1)[-1],
         "spec": context.spec.to_json(),
@@ -67,16 +68,11 @@ def local_copy(chunks: Any, name: str, folder: Path) -> Path:
     return path
 
 
-def preview_frames(context: EditContext, names: list[str]) -> Iterator[np.ndarray]:
-    for name in names:
-        for jpeg in (context.store / "chunks").read_table(name)["jpeg"].to_pylist():
+def preview_frames(context: EditContext) -> Iterator[np.ndarray]:
+    chunks = context.store / "chunks"
+    for name in chunks.names(".preview.parquet"):
+        for jpeg in chunks.read_table(name)["jpeg"].to_pylist():
             yield np.asarray(Image.open(io.BytesIO(jpeg)))
-
-
-def preview_rate(context: EditContext) -> float:
-    """Frames per second that keep the preview in real time, at most 30 and at least 5 (a long film becomes a time-lapse)."""
-    stride = max(1, -(-context.info.num_frames // 720))
-    return min(30.0, max(5.0, context.info.fps / stride))
 
 
 def segment_record(context: EditContext, index: int) -> dict[str, Any]:

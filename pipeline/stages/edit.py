@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model.types import Editor, EditRequest, MemoryVideo
 from pipeline.stages.context import EditContext
-from pipeline.video.decode import decode_span
+from pipeline.video.io import decode_span
 from retrieval.latents import latent_meta
 from retrieval.schema import PlannedSegment
 

@@ -1,8 +1,8 @@
 """The render stage: a committed latent becomes one encoded chunk, off the critical path. Knows nothing of Ray.
 
 `size="model"` writes the editor's own frames. `size="source"` adds the edit to the source's own pixels: the decoded edit
-minus the decoded SOURCE latents (so that the codec's own error cancels), upsampled edge-aware. Frames stream through in
-small batches; memory does not depend on length or size of the video beyond a few frames.
+minus the decoded SOURCE latents, so that the codec's own error cancels (pipeline/video/upscale.py). Frames stream through
+one at a time; memory does not depend on the length of the video.
 """
 
 import io
@@ -18,16 +18,9 @@ from PIL import Image
 
 from model.types import Editor
 from pipeline.stages.context import EditContext, chunk_name, preview_name, thumbnail_name
-from pipeline.video.decode import iter_span
-from pipeline.video.encode import encode_chunk
-from pipeline.video.preview import write_thumbnail
-from pipeline.video.upscale import carry_edit
-
-PREVIEW_FRAMES = 720
-"""Frames of the whole video that the report's preview shows at most."""
-PREVIEW_HEIGHT_PX = 240
-FRAME_BATCH = 4
-"""Frames carried to the source's size at a time."""
+from pipeline.video.io import encode_chunk, iter_span
+from pipeline.video.preview import PREVIEW_HEIGHT_PX, THUMBNAIL_HEIGHT_PX, preview_stride, side_by_side
+from pipeline.video.upscale import iter_carried
 
 
 def render_segment(context: EditContext, editor: Editor, index: int, *, size: str) -> dict[str, Any]:
@@ -37,42 +30,22 @@ def render_segment(context: EditContext, editor: Editor, index: int, *, size: st
     if chunks.exists(name):
         return {"rendered": False}
     started = time.time()
-    segment = context.plan[index]
-    tensors = context.latents.get(index, names=("edited", "source"))
-    edited = editor.decode(tensors["edited"].float())[: segment.num_frames]
-    decoded_source = editor.decode(tensors["source"].float())[: segment.num_frames]
-    preview_stride = max(1, -(-context.info.num_frames // PREVIEW_FRAMES))
+    info, segment = context.info, context.plan[index]
+    stride = preview_stride(info.num_frames)
     preview: list[tuple[int, bytes]] = []
 
     def frames() -> Iterator[np.ndarray]:
-        source_size = None if size == "source" else context.size
-        span = iter_span(
-            context.source_uri, context.inspection, segment.start_frame, segment.end_frame, size=source_size
-        )
-        for start in range(0, segment.num_frames, FRAME_BATCH):
-            source = np.stack([next(span) for _ in range(min(FRAME_BATCH, segment.num_frames - start))])
-            stop = start + len(source)
-            if size == "source":
-                result = carry_edit(source, edited[start:stop], decoded_source[start:stop])
-            else:
-                result = (edited[start:stop].clamp(0, 1) * 255).round().byte().numpy()
-            for offset in range(len(source)):
-                frame = segment.start_frame + start + offset
-                if frame == segment.start_frame:
-                    chunks.write_bytes(thumbnail_name(index), thumbnail(source[offset], result[offset]))
-                if frame % preview_stride == 0:
-                    preview.append((frame, pair_jpeg(source[offset], result[offset])))
-                yield result[offset]
+        for number, (source, result) in enumerate(frame_pairs(context, editor, index, size=size), segment.start_frame):
+            if number == segment.start_frame:
+                chunks.write_bytes(thumbnail_name(index), pair_jpeg(context, source, result, THUMBNAIL_HEIGHT_PX))
+            if number % stride == 0:
+                preview.append((number, pair_jpeg(context, source, result, PREVIEW_HEIGHT_PX)))
+            yield result
 
     with tempfile.TemporaryDirectory(prefix="memory-v2v-") as folder:
         local = Path(folder) / "chunk.mp4"
-        encode_chunk(
-            local,
-            frames(),
-            context.inspection.pts[segment.start_frame : segment.end_frame],
-            context.info,
-            size=None if size == "source" else context.size,
-        )
+        pts = context.inspection.pts[segment.start_frame : segment.end_frame]
+        encode_chunk(local, frames(), pts, info, size=context.size if size == "model" else None)
         if preview:
             numbers, pairs = zip(*preview, strict=True)
             chunks.write_table(preview_name(index), pa.table({"frame": list(numbers), "jpeg": list(pairs)}))
@@ -80,21 +53,46 @@ def render_segment(context: EditContext, editor: Editor, index: int, *, size: st
     return {"rendered": True, "render_s": round(time.time() - started, 4)}
 
 
-def thumbnail(source: np.ndarray, result: np.ndarray) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="memory-v2v-") as folder:
-        path = Path(folder) / "thumbnail.jpg"
-        write_thumbnail(path, source, result)
-        return path.read_bytes()
+def frame_pairs(
+    context: EditContext, editor: Editor, index: int, *, size: str
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(source, result) frames of a segment, `[H, W, 3]`; what was padded for the editor is cut here."""
+    segment = context.plan[index]
+    tensors = context.latents.get(index, names=("edited", "source"))
+    edited = editor.decode(tensors["edited"])[: segment.num_frames]
+
+    def span(target: tuple[int, int] | None) -> Iterator[np.ndarray]:
+        is_16bit = target is None and context.info.bit_depth > 8
+        return iter_span(
+            context.source_uri,
+            context.inspection,
+            segment.start_frame,
+            segment.end_frame,
+            size=target,
+            is_16bit=is_16bit,
+        )
+
+    if size == "model":
+        for source, frame in zip(span(context.size), edited, strict=True):
+            yield source, (frame.clamp(0, 1) * 255).round().byte().cpu().numpy()
+        return
+    decoded_source = editor.decode(tensors["source"])[: segment.num_frames]
+    # Two readers of the source would decode it twice: the frames that the generator takes are kept until they are yielded.
+    taken: list[np.ndarray] = []
+
+    def sources() -> Iterator[np.ndarray]:
+        for source in span(None):
+            taken.append(source)
+            yield source
+
+    for result in iter_carried(sources(), edited, decoded_source):
+        yield taken.pop(0), result
 
 
-def pair_jpeg(source: np.ndarray, result: np.ndarray) -> bytes:
-    """Source and result side by side as one small JPEG."""
-    height, width = source.shape[:2]
-    width = max(2, round(width * PREVIEW_HEIGHT_PX / height / 2) * 2)
-    pair = [
-        np.asarray(Image.fromarray(frame).resize((width, PREVIEW_HEIGHT_PX), Image.Resampling.BILINEAR))
-        for frame in (source, result)
-    ]
+def pair_jpeg(context: EditContext, source: np.ndarray, result: np.ndarray, height_px: int) -> bytes:
+    """Source and result side by side, as a viewer sees them, as one small JPEG."""
+    eight_bit = [frame if frame.dtype == np.uint8 else (frame >> 8).astype(np.uint8) for frame in (source, result)]
+    pair = side_by_side(*eight_bit, height_px=height_px, display_aspect=float(context.info.display_aspect))
     buffer = io.BytesIO()
-    Image.fromarray(np.concatenate(pair, axis=1)).save(buffer, "JPEG", quality=85)
+    Image.fromarray(pair).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
