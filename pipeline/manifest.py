@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from model.presets import resolve_preset
 from pipeline.source import split_url, storage_errors
 from retrieval.store import Store
 
@@ -314,7 +315,6 @@ def _seed(values: Mapping[str, Any], found: dict[str, str], *, default: int) -> 
 
 def _instruction_check() -> Callable[[str, str], tuple[str, str]]:
     """(preset, instruction) -> (column, message) of what the preset has against it; no message if nothing."""
-    from model.presets import resolve_preset
 
     @cache
     def resolved(name: str) -> Any:
