@@ -121,14 +121,14 @@ class LatentStore:
 
     Attributes:
         store: the folder.
-        lru: shared with other edits of the process if given; else one of 256 MiB of its own.
+        lru: shared with other edits of the process if given; else one of 64 MiB of its own.
         is_sha256_checked: also compare the SHA-256 of every file read. Truncated, damaged and foreign files are found
             without it (size, checksums, metadata); it costs about a third of the reading time.
     """
 
     def __init__(self, store: Store, *, lru: LatentLRU | None = None, is_sha256_checked: bool = False) -> None:
         self.store = store
-        self.lru = LatentLRU(256 << 20) if lru is None else lru
+        self.lru = LatentLRU(64 << 20) if lru is None else lru
         self.is_sha256_checked = is_sha256_checked
 
     def put(
@@ -222,7 +222,7 @@ class LatentStore:
                 raise StoreError(f"{url}: has {len(data)} bytes; its commit record says {record['bytes']}")
             if self.is_sha256_checked and hashlib.sha256(data).hexdigest() != record["sha256"]:
                 raise StoreError(f"{url}: its SHA-256 is not the one in its commit record")
-            table = pq.read_table(pa.BufferReader(data), use_threads=False)
+            table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
             read_head(table.schema, index, url)
             return decode_rows(table)
         except FileNotFoundError as error:
