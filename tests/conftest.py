@@ -1,0 +1,43 @@
+"""What all tests share: a local Ray on demand, isolated random state, and the rule for GPU tests."""
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        if os.environ.get("REQUIRE_GPU") == "1":
+            pytest.fail("REQUIRE_GPU=1, and there is no GPU")
+        pytest.skip("needs a GPU")
+
+
+@pytest.fixture(autouse=True)
+def same_random_state_for_every_test() -> None:
+    """A test draws the same numbers alone, in any order, and after any other."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        import numpy as np
+
+        np.random.seed(0)
+    if "torch" in sys.modules:
+        import torch
+
+        torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A private Ray with two CPUs, started by the first test that asks for it. Workers may reserve fractions of a CPU."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
