@@ -200,6 +200,7 @@ def run_edit(run: EditRun, progress: Progress) -> RunOutcome:
         VideoEdit(row=row, preset=resolve_preset(row.preset), folder=workspace / "videos" / row.id) for row in run.rows
     ]
     revision = embedder_revision(run.embedder)
+    progress.stage(f"look at {len(edits)} source{'s' * (len(edits) != 1)}")
     failures = identify(edits, workspace, revision)
     skip_finished(edits, run, revision)
 
