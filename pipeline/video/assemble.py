@@ -25,8 +25,10 @@ from pipeline.video.containers import (
 from pipeline.video.errors import AssemblyError
 from pipeline.video.info import Inspection
 from pipeline.video.matroska import MATROSKA_TICK_S, codec_delays_s, set_timestamp_scale
-from pipeline.video.source import open_source
+from pipeline.video.source import explained, open_source, reason_of
 
+EMPTY_CUE = b"\0\0"
+"""How MP4 fills the time between two subtitles; the muxer writes its own."""
 _NOT_METADATA = ("major_brand", "minor_version", "compatible_brands", "encoder", "rotate")
 _STATISTICS = ("DURATION", "BPS", "NUMBER_OF_", "_STATISTICS")
 _MIN_MOVIE_TIMESCALE = 1000
@@ -75,20 +77,22 @@ def assemble(
         AssemblyError: the chunks do not fit together or do not add up to the source, or no container takes the result.
         UnsupportedVideo: neither container can carry the source's audio.
     """
-    with open_source(source_uri) as source:
+    with explained(), open_source(source_uri) as source:
         choice = choose_container(source.streams, uri=source_uri)
     try:
-        return _publish(chunks, source_uri, inspection, target, choice=choice)
+        with explained():
+            return _publish(chunks, source_uri, inspection, target, choice=choice)
     except (av.error.FFmpegError, ValueError) as error:
         if isinstance(error, AssemblyError) or choice.name == "mkv":
-            raise AssemblyError(f"{source_uri}: {error}") from error
-        why = f"MP4 cannot carry the source's streams: {error}"
-    with open_source(source_uri) as source:
+            raise AssemblyError(f"{source_uri}: {reason_of(error)}") from error
+        why = f"MP4 cannot carry the source's streams ({reason_of(error)})"
+    with explained(), open_source(source_uri) as source:
         choice = matroska_choice(source.streams, uri=source_uri, why=why)
     try:
-        return _publish(chunks, source_uri, inspection, target, choice=choice)
+        with explained():
+            return _publish(chunks, source_uri, inspection, target, choice=choice)
     except (av.error.FFmpegError, ValueError) as error:
-        raise AssemblyError(f"{source_uri}: {error}; {why}") from error
+        raise AssemblyError(f"{source_uri}: {reason_of(error)}; {why}") from error
 
 
 def _publish(
@@ -280,7 +284,7 @@ def _other_packets(source: av.container.InputContainer, copied: dict[int, _Copie
     for packet in source.demux([source.streams[index] for index in copied]):
         if packet.dts is None:
             packet.dts = packet.pts
-        if packet.dts is None:
+        if packet.dts is None or (packet.stream.codec.name == "mov_text" and bytes(packet) == EMPTY_CUE):
             continue
         ticks = round(copied[packet.stream_index].shift_s / _tick(packet))
         packet.dts += ticks

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -36,6 +37,8 @@ from pipeline.video.source import open_source, size_of, video_stream
 REPORT_EVERY_S = 1.0
 MAX_SIDE_PX = 16384
 """Of an H.264 frame, by libx264."""
+REORDERED_FRAMES = 16
+"""A decoder holds back at most this many frames, so damage that it reports so near to the end is at the end."""
 _CUT_SHORT = ("partial file", "ended prematurely")
 """What FFmpeg's demuxers log when the file is shorter than its index says."""
 _DOLBY_VISION_TAGS = ("dvh1", "dvhe", "dva1", "dvav", "dav1")
@@ -53,9 +56,7 @@ def main() -> None:
         answers.flush()
 
     try:
-        size_bytes = size_of(uri)
-        say(size_bytes=size_bytes)
-        say(inspection=decode_once(uri, size_bytes=size_bytes, report=say).to_json())
+        say(inspection=examine(uri, report=say).to_json())
     except VideoError as error:
         say(error=type(error).__name__, message=str(error))
 
@@ -65,12 +66,17 @@ def _end_with_parent(lifeline: int) -> None:
     os._exit(1)
 
 
-def decode_once(uri: str, *, size_bytes: int, report: Any = lambda **_: None) -> Inspection:
+def examine(uri: str, *, report: Callable[..., None] = lambda **_: None) -> Inspection:
     """One sequential decode of the whole file.
+
+    Args:
+        report: called with `size_bytes` once and with `num_frames` about once a second.
 
     Raises:
         VideoError: as listed at `probe.inspect`.
     """
+    size_bytes = size_of(uri)
+    report(size_bytes=size_bytes)
     av.logging.set_level(av.logging.ERROR)
     with av.logging.Capture(local=False) as log, open_source(uri) as container:
         stream = video_stream(container, uri=uri)
@@ -104,6 +110,7 @@ class _Scan:
         self.pts: list[int] = []
         self.last_duration = 0
         self.damage = ""
+        self.damaged_frame = 0
         self.first_frame: dict[str, Any] = {}
         self._shape: tuple[int, int, str] = (0, 0, "")
         self._shots = ShotDetector()
@@ -121,7 +128,9 @@ class _Scan:
             self._add(frame)
 
     def _note_damage(self, what: str) -> None:
-        self.damage = self.damage or f"frame {len(self.pts)} or one near it does not decode ({what})"
+        if not self.damage:
+            self.damaged_frame = len(self.pts)
+            self.damage = f"frame {self.damaged_frame} or one near it does not decode ({what})"
 
     def _add(self, frame: av.VideoFrame) -> None:
         index = len(self.pts)
@@ -178,6 +187,13 @@ class _Scan:
     def check_whole(self, *, is_cut_short: bool) -> None:
         """Nothing is silently shorter: a file that does not decode to its end, without errors, is refused."""
         num_frames = len(self.pts)
+        context = self.stream.codec_context
+        if not num_frames and 0 in (context.width, context.height):
+            raise UnsupportedVideo(f"{self.uri}: its frames are {context.width}x{context.height}; needs 1x1 or more")
+        if not is_cut_short and self.damage and num_frames - self.damaged_frame <= REORDERED_FRAMES < num_frames:
+            raise TruncatedVideo(
+                f"{self.uri}: its end is damaged or missing: {self.damage}; {num_frames} decode in all"
+            )
         if is_cut_short:
             raise TruncatedVideo(
                 f"{self.uri}: the file ends early; {num_frames} frames decode"
@@ -186,8 +202,7 @@ class _Scan:
         if self.damage:
             raise DamagedVideo(f"{self.uri}: {self.damage}; {num_frames} frames decode in all")
         if not num_frames:
-            size = f"{self.stream.codec_context.width}x{self.stream.codec_context.height}"
-            raise EmptyVideo(f"{self.uri}: its video stream ({size}) holds no frame")
+            raise EmptyVideo(f"{self.uri}: its video stream ({context.width}x{context.height}) holds no frame")
 
     def finish(self, container: av.container.InputContainer, *, size_bytes: int) -> Inspection:
         pts = np.asarray(self.pts, dtype=np.int64)

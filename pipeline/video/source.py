@@ -1,6 +1,5 @@
 """Opening a source for reading: local paths and fsspec URLs, with PyAV's errors turned into named ones."""
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ from pipeline.video.errors import EmptyVideo, NoVideoStream, UnreadableVideo, Vi
 
 READ_BUFFER_BYTES = 1 << 20
 REMOTE_BLOCK_BYTES = 4 << 20
+_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 
 
 def is_local(uri: str) -> bool:
@@ -59,14 +59,37 @@ def _demuxer(uri: str, file: object) -> Iterator[av.container.InputContainer]:
     try:
         container = av.open(file, "r", buffer_size=READ_BUFFER_BYTES, metadata_errors="replace")
     except av.error.FFmpegError as error:
-        reason = str(error.log[-1]).strip() if error.log else str(error.strerror)
-        if "moov atom not found" in reason:
+        reason = reason_of(error)
+        if "moov atom not found" in reason and _is_mp4(uri):
             reason = "moov atom not found: the mp4 was cut off before its index, or its recording was never finished"
-        elif error.errno != errno.ENOENT:
+        else:
             reason = f"not a video file that FFmpeg knows ({reason})"
         raise UnreadableVideo(f"{uri}: {reason}") from error
     with container:
         yield container
+
+
+def _is_mp4(uri: str) -> bool:
+    with fsspec.open(uri, "rb") as file:
+        return file.read(12)[4:8] in _FIRST_BOXES
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """FFmpeg's own words in the errors that are raised inside (`reason_of`), and nothing of them on the log."""
+    before = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture():
+            yield
+    finally:
+        av.logging.set_level(before)
+
+
+def reason_of(error: Exception) -> str:
+    """What FFmpeg logged about an error, or else the error itself."""
+    log = getattr(error, "log", None)
+    return str(log[-1]).strip() if log else str(error)
 
 
 def video_stream(container: av.container.InputContainer, *, uri: str, index: int | None = None) -> av.VideoStream:
