@@ -1,0 +1,83 @@
+"""`PatchCodec`: a linear space-time latent codec, cheap on a CPU, behind the interface of diffusers' video VAEs.
+
+The first frame alone and every further group of 4 frames become one latent frame (4n+1 frames, like Wan's VAEs). A pixel
+patch is projected on orthonormal directions, so decoding is the transposed projection: no network, no state.
+The first frame's 4x4x3 = 48 numbers are kept exactly; a group's 4x4x4x3 = 192 numbers are cut to 48.
+
+The leading `num_shared` channels mean the same in both: the spatial components of a patch, averaged over its frames. A
+position carries no absolute time, so a network could not otherwise know which of two codes it is looking at.
+The remaining channels are what the fit found most variance in: fine spatial components (first frame), motion (groups).
+
+Knows nothing of files; `model.training.codec_fit` finds the directions.
+"""
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+
+class PatchCodec(ModelMixin, ConfigMixin):
+    """Linear codec. Latents come out normalised: zero mean, unit variance per channel over the fitting set.
+
+    Args:
+        latent_channels: numbers per latent position.
+        patch: pixels per latent position along (height, width).
+        group_frames: frames per latent frame after the first.
+        num_shared: leading channels that mean the same in the first frame and in groups (recorded, not used).
+    """
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 48,
+        patch: tuple[int, int] = (4, 4),
+        group_frames: int = 4,
+        num_shared: int = 24,
+    ) -> None:
+        super().__init__()
+        spatial = patch[0] * patch[1] * 3
+        for name, width in (("first", spatial), ("group", spatial * group_frames)):
+            # Rows are encoding directions; decoding uses their own inverse, since shared rows average over frames.
+            self.register_buffer(f"{name}_encode", torch.zeros(latent_channels, width))
+            self.register_buffer(f"{name}_decode", torch.zeros(width, latent_channels))
+            self.register_buffer(f"{name}_mean", torch.zeros(latent_channels))
+            self.register_buffer(f"{name}_std", torch.ones(latent_channels))
+
+    def encode(self, video: Float[Tensor, "b 3 T H W"]) -> Float[Tensor, "b c t h w"]:
+        """Normalised latents of RGB frames in [0, 1].
+
+        Raises:
+            ValueError: if the frames are not 4n+1 or the size is not a multiple of the patch.
+        """
+        frames, height, width = video.shape[2:]
+        (ph, pw), kt = self.config.patch, self.config.group_frames
+        if (frames - 1) % kt:
+            raise ValueError(f"video has {frames} frames; the codec needs {kt}n+1")
+        if height % ph or width % pw:
+            raise ValueError(f"video is {height}x{width} px; the codec needs multiples of {ph}x{pw}")
+        first = rearrange(video[:, :, :1], "b c (t f) (h p) (w q) -> b t h w (p q c f)", p=ph, q=pw, f=1)
+        group = rearrange(video[:, :, 1:], "b c (t f) (h p) (w q) -> b t h w (p q c f)", p=ph, q=pw, f=kt)
+        latents = [
+            ((first - 0.5) @ self.first_encode.T - self.first_mean) / self.first_std,
+            ((group - 0.5) @ self.group_encode.T - self.group_mean) / self.group_std,
+        ]
+        return rearrange(torch.cat(latents, dim=1), "b t h w c -> b c t h w").contiguous()
+
+    def decode(self, latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b 3 T H W"]:
+        """Frames, in [0, 1] but NOT clamped, so that the difference of two decodes is linear in the latents."""
+        (ph, pw), kt = self.config.patch, self.config.group_frames
+        latents = rearrange(latents, "b c t h w -> b t h w c")
+        first = (latents[:, :1] * self.first_std + self.first_mean) @ self.first_decode.T + 0.5
+        group = (latents[:, 1:] * self.group_std + self.group_mean) @ self.group_decode.T + 0.5
+        return torch.cat(
+            [
+                rearrange(first, "b t h w (p q c f) -> b c (t f) (h p) (w q)", p=ph, q=pw, f=1),
+                rearrange(group, "b t h w (p q c f) -> b c (t f) (h p) (w q)", p=ph, q=pw, f=kt),
+            ],
+            dim=2,
+        )

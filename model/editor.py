@@ -1,0 +1,128 @@
+"""`MemoryEditor`: Memory-V2V as an `Editor`. Encodes, edits and decodes one segment.
+
+The result is a pure function of the request and the weights: noise is drawn on the CPU from the request's seed, and
+nothing is kept between calls. Everything runs in float32 on a CPU (bfloat16 is slower there) and on a GPU in `dtype`.
+Knows nothing of how a memory was found; its kernel comes with it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from model.codec import PatchCodec
+from model.flow import NUM_TRAIN_TIMESTEPS, predicted_x_0, sample, sigma_schedule
+from model.geometry import Geometry
+from model.presets import Preset
+from model.text_encoder import ByteTextEncoder
+from model.transformer import MemoryTransformer3DModel
+from model.types import EditRequest, EditResult, MemoryBatch
+
+
+@dataclass(kw_only=True)
+class MemoryEditor:
+    preset: Preset
+    transformer: MemoryTransformer3DModel
+    codec: PatchCodec
+    text_encoder: ByteTextEncoder
+    device: str = "cpu"
+
+    @classmethod
+    def from_preset(cls, preset: Preset, *, device: str = "cpu") -> "MemoryEditor":
+        """Load every component of a preset's folder."""
+        transformer = MemoryTransformer3DModel.from_pretrained(
+            preset.path / "transformer", torch_dtype=torch.float32, low_cpu_mem_usage=False
+        )
+        codec = PatchCodec.from_pretrained(preset.path / "codec", low_cpu_mem_usage=False)
+        text_encoder = ByteTextEncoder.from_pretrained(preset.path / "text_encoder")
+        return cls(
+            preset=preset,
+            transformer=transformer.to(device).eval(),
+            codec=codec.to(device).eval(),
+            text_encoder=text_encoder.to(device).eval(),
+            device=device,
+        )
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.preset.geometry
+
+    @property
+    def weights_revision(self) -> str:
+        return self.preset.weights_revision
+
+    @torch.inference_mode()
+    def encode(self, frames: UInt8[Tensor, "T H W 3"]) -> Float[Tensor, "c t h w"]:
+        """Normalised latents.
+
+        Raises:
+            ValueError: if length or size is not one of this editor's.
+        """
+        num_frames, height, width, _ = frames.shape
+        if not 1 <= num_frames <= self.geometry.segment_frames or self.geometry.padded_frames(num_frames) != num_frames:
+            raise ValueError(
+                f"segment has {num_frames} frames; needs {self.geometry.min_frames} to {self.geometry.segment_frames}, "
+                f"{self.geometry.frame_multiple}n+1"
+            )
+        if (height, width) not in self.geometry.sizes:
+            raise ValueError(f"segment is {height}x{width} px; needs one of {self.geometry.sizes}")
+        video = rearrange(frames.to(self.device).float() / 255, "t h w c -> 1 c t h w")
+        return self.codec.encode(video)[0].cpu()
+
+    @torch.inference_mode()
+    def edit(self, request: EditRequest) -> EditResult:
+        """Sample the edited latents: Euler steps from seeded noise, every step seeing source, instruction and memories.
+
+        Raises:
+            ValueError: if the instruction is empty or too long.
+        """
+        self.preset.check_instruction(request.instruction)
+        sampler = self.preset.sampler
+        noise = torch.randn(request.source.shape, generator=torch.Generator().manual_seed(request.seed))
+        source = request.source[None].to(self.device, torch.float32)
+        memory = [
+            MemoryBatch(
+                role=item.role,
+                kernel=item.kernel,
+                latents=torch.cat([item.edited, item.source])[None].to(self.device, torch.float32),
+            )
+            for item in request.memory
+        ]
+        guidance_scale = sampler["guidance_scale"]
+        prompts = [request.instruction] if guidance_scale == 1.0 else [request.instruction, ""]
+        texts = [self.text_encoder([prompt]) for prompt in prompts]
+
+        def predict_x_0(x_t: Float[Tensor, "b c t h w"], sigma: float) -> Float[Tensor, "b c t h w"]:
+            sigma_B = torch.full((1,), sigma, device=self.device)
+            predictions = [
+                predicted_x_0(
+                    self.transformer(
+                        torch.cat([x_t, source], dim=1),
+                        sigma_B * NUM_TRAIN_TIMESTEPS,
+                        features,
+                        encoder_attention_mask=mask,
+                        memory=memory,
+                    ).sample,
+                    x_t,
+                    sigma_B,
+                    source=source,
+                    prediction_type=self.transformer.config.prediction_type,
+                )
+                for features, mask in texts
+            ]
+            if len(predictions) == 1:
+                return predictions[0]
+            with_text, without = predictions
+            return without + guidance_scale * (with_text - without)
+
+        sigmas = sigma_schedule(sampler["num_inference_steps"], shift=sampler["shift"])
+        latent = sample(predict_x_0, noise[None].to(self.device), sigmas)
+        return EditResult(latent=latent[0].cpu())
+
+    @torch.inference_mode()
+    def decode(self, latent: Float[Tensor, "c t h w"]) -> Float[Tensor, "T H W 3"]:
+        """Frames in [0, 1], not clamped."""
+        video = self.codec.decode(latent[None].to(self.device, torch.float32))[0]
+        return rearrange(video, "c t h w -> t h w c").cpu()

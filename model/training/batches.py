@@ -1,0 +1,288 @@
+"""Training data: rendered worlds as codec latents, made once, and the batches drawn from them.
+
+A batch is a pure function of (seed, step): which frame size, which memory layout, which worlds, which segments, what noise.
+So a resumed run sees exactly what an undisturbed one would have seen. Segments follow the pipeline's own rules: they never
+span a cut, and a remainder is padded by repeating its last frame.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from model.codec import PatchCodec
+from model.memory import BASE_KERNEL, COARSE_KERNEL, RELEVANT_KERNEL
+from model.training.scene import Split
+from model.training.worlds import make_world, render
+from model.types import Kernel, MemoryBatch, MemoryRole
+
+Layout = tuple[tuple[MemoryRole, Kernel], ...]
+
+PREVIOUS: tuple[MemoryRole, Kernel] = ("previous", BASE_KERNEL)
+RELEVANT: tuple[MemoryRole, Kernel] = ("retrieved", RELEVANT_KERNEL)
+FINE: tuple[MemoryRole, Kernel] = ("retrieved", BASE_KERNEL)
+COARSE: tuple[MemoryRole, Kernel] = ("retrieved", COARSE_KERNEL)
+
+LAYOUTS: tuple[tuple[float, Layout], ...] = (
+    (0.16, ()),
+    (0.10, (PREVIOUS,)),
+    (0.14, (RELEVANT,)),
+    (0.16, (PREVIOUS, RELEVANT)),
+    (0.08, (RELEVANT, RELEVANT)),
+    (0.10, (RELEVANT, RELEVANT, RELEVANT)),
+    (0.08, (PREVIOUS, RELEVANT, RELEVANT)),
+    (0.08, (PREVIOUS, RELEVANT, RELEVANT, RELEVANT)),
+    (0.04, (RELEVANT, RELEVANT, COARSE)),
+    (0.03, (COARSE, COARSE)),
+    (0.03, (FINE,)),
+)
+"""(probability, layout). Mostly what inference gives; the last three are the paper's random kernels (section 4.1)."""
+
+MIN_VISIBLE = 0.004
+"""A segment shows the edit if it changes at least this share of its pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segments:
+    """All cached segments of one frame size. Row i of every tensor is one segment."""
+
+    source: Float[Tensor, "n c t h w"]
+    edited: Float[Tensor, "n c t h w"]
+    mask: Bool[Tensor, "n t h w"]
+    world: Int[Tensor, "n"]
+    shot: Int[Tensor, "n"]
+    """Shot number within the world; consecutive rows of one shot are consecutive segments."""
+    instructions: dict[int, str]
+
+    def __len__(self) -> int:
+        return len(self.world)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    instructions: list[str]
+    source: Float[Tensor, "b c t h w"]
+    x_0: Float[Tensor, "b c t h w"]
+    """The edited latents: what is to be learned."""
+    noise: Float[Tensor, "b c t h w"]
+    sigma: Float[Tensor, "b"]
+    mask: Bool[Tensor, "b t h w"]
+    """Where the edit changes the picture."""
+    memory: tuple[MemoryBatch, ...]
+
+    def shards(self, count: int) -> list["Batch"]:
+        """Equal parts of the batch, in order."""
+        size = -(-len(self.instructions) // count)
+        return [
+            Batch(
+                instructions=self.instructions[part],
+                source=self.source[part],
+                x_0=self.x_0[part],
+                noise=self.noise[part],
+                sigma=self.sigma[part],
+                mask=self.mask[part],
+                memory=tuple(replace(item, latents=item.latents[part]) for item in self.memory),
+            )
+            for part in (slice(start, start + size) for start in range(0, len(self.instructions), size))
+        ]
+
+
+def render_world(
+    seed: int, *, codec: PatchCodec, size: tuple[int, int], segment_frames: int, split: Split = "train"
+) -> dict[str, Tensor | str | int]:
+    """Latents of every segment of one world, split at its cuts, remainders padded by their last frame."""
+    world = make_world(seed, split=split)
+    sources: list[Tensor] = []
+    edits: list[Tensor] = []
+    masks, shots = [], []
+    bounds = [0, *world.cuts, world.num_frames]
+    for shot, (first, last) in enumerate(pairwise(bounds)):
+        for start in range(first, last, segment_frames):
+            frames = render(world, start, min(start + segment_frames, last), size=size)
+            index = torch.arange(segment_frames).clamp_max(len(frames.source) - 1)
+            for latents, video in ((sources, frames.source), (edits, frames.edited)):
+                pixels = rearrange(video[index].float() / 255, "t h w c -> 1 c t h w")
+                latents.append(codec.encode(pixels)[0].bfloat16())
+            masks.append(latent_mask(frames.mask[index], codec))
+            shots.append(shot)
+    return {
+        "source": torch.stack(sources),
+        "edited": torch.stack(edits),
+        "mask": torch.stack(masks),
+        "shot": torch.tensor(shots),
+        "instruction": world.instruction,
+        "seed": seed,
+    }
+
+
+def latent_mask(mask: Bool[Tensor, "T H W"], codec: PatchCodec) -> Bool[Tensor, "t h w"]:
+    """True where any pixel of a latent position is marked."""
+    patch, frames = tuple(codec.config.patch), codec.config.group_frames
+    first = functional.max_pool3d(mask[None, None, :1].float(), (1, *patch))
+    group = functional.max_pool3d(mask[None, None, 1:].float(), (frames, *patch))
+    return torch.cat([first, group], dim=2)[0, 0] > 0
+
+
+def render_segments(
+    seeds: Sequence[int], *, codec: PatchCodec, size: tuple[int, int], segment_frames: int, split: Split = "train",
+    workers: int = 1,
+) -> Segments:  # fmt: skip
+    """The worlds of `seeds` at one frame size."""
+    arguments = [(seed, codec, size, segment_frames, split) for seed in seeds]
+    if workers > 1:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            done = pool.map(_render_one, arguments, chunksize=4)
+            worlds = list(tqdm(done, total=len(seeds), desc=f"worlds {size[0]}x{size[1]}", mininterval=10))
+    else:
+        worlds = [_render_one(item) for item in arguments]
+    counts = torch.tensor([len(world["shot"]) for world in worlds])
+    return Segments(
+        source=torch.cat([world["source"] for world in worlds]),
+        edited=torch.cat([world["edited"] for world in worlds]),
+        mask=torch.cat([world["mask"] for world in worlds]),
+        world=torch.tensor(list(seeds)).repeat_interleave(counts),
+        shot=torch.cat([world["shot"] for world in worlds]),
+        instructions={world["seed"]: world["instruction"] for world in worlds},
+    )
+
+
+def _render_one(arguments: tuple) -> dict:
+    torch.set_num_threads(1)
+    seed, codec, size, segment_frames, split = arguments
+    return render_world(seed, codec=codec, size=size, segment_frames=segment_frames, split=split)
+
+
+def load_cache(
+    folder: Path | None, *, codec: PatchCodec, sizes: Sequence[tuple[int, int]], num_worlds: int, first_seed: int,
+    segment_frames: int, workers: int,
+) -> list[Segments]:  # fmt: skip
+    """Segments of every frame size; `num_worlds` are shared out between the sizes, the first getting twice the share.
+
+    With a folder, what is there is read (memory-mapped) and what is missing is rendered and written.
+    """
+    share = num_worlds // (len(sizes) + 1)
+    counts = [num_worlds - share * (len(sizes) - 1)] + [share] * (len(sizes) - 1)
+    cache, seed = [], first_seed
+    for size, count in zip(sizes, counts, strict=True):
+        path = folder / f"worlds-{seed}-{count}-{size[0]}x{size[1]}x{segment_frames}.pt" if folder else None
+        if path is not None and path.exists():
+            segments = Segments(**torch.load(path, mmap=True, weights_only=True))
+        else:
+            segments = render_segments(
+                range(seed, seed + count), codec=codec, size=size, segment_frames=segment_frames, workers=workers
+            )
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial = path.with_suffix(f".{os.getpid()}.partial")
+                torch.save(vars(segments), partial)
+                partial.rename(path)
+        cache.append(segments)
+        seed += count
+    return cache
+
+
+class BatchSampler:
+    """Draws batch number `step`, always the same one.
+
+    Args:
+        batch_size: samples per batch at the first frame size; others get as many as make about the same tokens.
+        memory_noise: strongest noise put on memory latents, so that the drift of generated memories is no surprise.
+        shift: sigmas are uniform, then shifted towards noise by this (`flow.shift_sigma`).
+    """
+
+    def __init__(
+        self, cache: Sequence[Segments], *, seed: int, batch_size: int, memory_noise: float, shift: float
+    ) -> None:
+        self.cache, self.seed, self.batch_size = cache, seed, batch_size
+        self.memory_noise, self.shift = memory_noise, shift
+        self.visible = [segments.mask.float().mean((1, 2, 3)) >= MIN_VISIBLE for segments in cache]
+        self.rows = [_rows_by_world(segments) for segments in cache]
+
+    def batch(self, step: int, *, num_frames: int | None = None) -> Batch:
+        """Batch `step`; with `num_frames`, only that many leading latent frames (cheaper, early in training)."""
+        generator = torch.Generator().manual_seed((self.seed << 32) + step)
+        weights = torch.tensor([float(len(segments)) for segments in self.cache])
+        number = int(torch.multinomial(weights, 1, generator=generator))
+        segments, visible, rows = self.cache[number], self.visible[number], self.rows[number]
+        layout = LAYOUTS[int(torch.multinomial(torch.tensor([p for p, _ in LAYOUTS]), 1, generator=generator))][1]
+
+        targets, memories = [], []
+        order = torch.randperm(len(rows), generator=generator).tolist()
+        for world_rows in (rows[i % len(rows)] for i in order * (1 + self.batch_size // len(order))):
+            drawn = _draw_segments(world_rows, segments, visible, layout, generator)
+            if drawn is not None:
+                targets.append(drawn[0])
+                memories.append(drawn[1])
+            if len(targets) == self.batch_size:
+                break
+
+        frames = slice(0, num_frames)
+        x_0 = segments.edited[targets][:, :, frames].float()
+        uniform = torch.rand(len(targets), generator=generator)
+        memory = []
+        for place, (role, kernel) in enumerate(layout):
+            chosen = [row[place] for row in memories]
+            latents = torch.cat([segments.edited[chosen], segments.source[chosen]], dim=1)[:, :, frames].float()
+            level = self.memory_noise * torch.rand(len(chosen), 1, 1, 1, 1, generator=generator)
+            noise = torch.randn(latents.shape, generator=generator)
+            # Only the edited half is ever generated; the source half is always exact.
+            noise[:, latents.shape[1] // 2 :] = 0
+            memory.append(MemoryBatch(role=role, kernel=kernel, latents=latents + level * noise))
+        return Batch(
+            instructions=[segments.instructions[int(segments.world[row])] for row in targets],
+            source=segments.source[targets][:, :, frames].float(),
+            x_0=x_0,
+            noise=torch.randn(x_0.shape, generator=generator),
+            sigma=self.shift * uniform / (1 + (self.shift - 1) * uniform),
+            mask=segments.mask[targets][:, frames],
+            memory=tuple(memory),
+        )
+
+
+def _rows_by_world(segments: Segments) -> list[list[int]]:
+    rows: dict[int, list[int]] = {}
+    for row, world in enumerate(segments.world.tolist()):
+        rows.setdefault(world, []).append(row)
+    return list(rows.values())
+
+
+def _draw_segments(
+    rows: list[int], segments: Segments, visible: Bool[Tensor, "n"], layout: Layout, generator: torch.Generator
+) -> tuple[int, list[int]] | None:
+    """A target and one memory per place of the layout, all of one world; None where the world cannot fill the layout.
+
+    Nine targets in ten show the edit, and three memories in four, where there are any: that is what memory is for.
+    """
+
+    def pick(candidates: list[int], share_visible: float) -> int:
+        wants_visible = float(torch.rand((), generator=generator)) < share_visible
+        preferred = [row for row in candidates if bool(visible[row])] if wants_visible else []
+        pool = preferred or candidates
+        return pool[int(torch.randint(len(pool), (), generator=generator))]
+
+    needs_previous = any(role == "previous" for role, _ in layout)
+    candidates = [
+        row for row in rows if not needs_previous or (row - 1 in rows and segments.shot[row - 1] == segments.shot[row])
+    ]
+    if not candidates or len(rows) <= len(layout):
+        return None
+    target = pick(candidates, 0.9)
+    left = [row for row in rows if row != target]
+    chosen = []
+    for role, _ in layout:
+        row = target - 1 if role == "previous" else pick(left, 0.75)
+        left = [other for other in left if other != row]
+        if not left:
+            left = [other for other in rows if other != target]
+        chosen.append(row)
+    return target, chosen

@@ -1,0 +1,317 @@
+"""Trains a preset from nothing: fits the codec, renders the worlds, trains transformer and text encoder together.
+
+Everything random is a function of (seed, step), so a run that was stopped and resumed is the run that was not. A checkpoint is
+one file and appears whole or not at all. The output is a preset folder, its weights the exponential moving average.
+"""
+
+import json
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from model.codec import PatchCodec
+from model.flow import NUM_TRAIN_TIMESTEPS, add_noise, predicted_x_0
+from model.geometry import Geometry
+from model.presets import write_preset_file
+from model.text_encoder import ByteTextEncoder
+from model.training.batches import Batch, BatchSampler, load_cache
+from model.training.codec_fit import fit_codec, noise_videos, world_videos
+from model.transformer import MemoryTransformer3DModel
+
+TINY_SIZES = ((64, 64), (56, 72), (48, 88), (40, 96), (72, 56), (88, 48), (96, 40))
+CODEC_SEED = 1_000_000
+"""Worlds the codec is fitted on: none of those the network is trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """One training run.
+
+    Attributes:
+        output: folder for checkpoint, logs and the finished preset.
+        cache: folder that keeps rendered worlds between runs; none: they are rendered anew.
+        resume: go on from `output`'s checkpoint (which must be there).
+        num_shards: parts of a batch worked on at the same time, one CPU thread each; part of what the result depends on.
+        steps: length of the learning-rate schedule, and where the run ends.
+        minutes: stop (and write the preset) after this much time even if steps are left; resumable.
+        short_steps: how many of the first steps see only the first 2 latent frames, which costs a third.
+        memory_noise: strongest noise on memory latents (the paper adds noise too, level not given).
+        edit_weight: weight of the error inside the edited region beside the error everywhere.
+        shift: training sigmas are uniform, shifted towards noise by this.
+    """
+
+    output: Path
+    cache: Path | None = None
+    resume: bool = False
+    seed: int = 0
+    steps: int = 2000
+    minutes: float | None = None
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    ema_decay: float = 0.997
+    max_gradient_norm: float = 1.0
+    short_steps: int = 500
+    memory_noise: float = 0.2
+    edit_weight: float = 1.0
+    shift: float = 3.0
+    num_worlds: int = 2000
+    num_codec_worlds: int = 150
+    render_workers: int = 2
+    num_shards: int = 2
+    num_layers: int = 6
+    num_heads: int = 6
+    head_dim: int = 32
+    ffn_dim: int = 768
+    text_layers: int = 2
+    text_width: int = 128
+    sizes: tuple[tuple[int, int], ...] = TINY_SIZES
+    segment_frames: int = 17
+    num_inference_steps: int = 8
+    inference_shift: float = 3.0
+    max_instruction_tokens: int = 512
+    checkpoint_every: int = 100
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "num_worlds", "num_codec_worlds", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; needs at least 1")
+        if self.num_worlds <= len(self.sizes):
+            raise ValueError(f"num_worlds is {self.num_worlds}; needs more than the {len(self.sizes)} sizes")
+
+
+class Editing(nn.Module):
+    """What is trained: the transformer and the text encoder."""
+
+    def __init__(self, config: TrainingConfig) -> None:
+        super().__init__()
+        self.transformer = MemoryTransformer3DModel(
+            num_attention_heads=config.num_heads,
+            attention_head_dim=config.head_dim,
+            ffn_dim=config.ffn_dim,
+            num_layers=config.num_layers,
+            text_dim=config.text_width,
+            prediction_type="source_residual",
+        )
+        self.text_encoder = ByteTextEncoder(
+            width=config.text_width, num_layers=config.text_layers, ffn_dim=4 * config.text_width
+        )
+        with torch.no_grad():
+            # A network that has learned nothing leaves the video as it is.
+            self.transformer.proj_out.weight.zero_()
+            self.transformer.proj_out.bias.zero_()
+
+    def forward(self, batch: Batch, *, num_range_frames: int) -> Float[Tensor, "b c t h w"]:
+        """Predicted x_0 of a batch."""
+        features, text_mask = self.text_encoder(batch.instructions)
+        x_t = add_noise(batch.x_0, batch.noise, batch.sigma)
+        output = self.transformer(
+            torch.cat([x_t, batch.source], dim=1),
+            batch.sigma * NUM_TRAIN_TIMESTEPS,
+            features,
+            encoder_attention_mask=text_mask,
+            memory=batch.memory,
+            num_range_frames=num_range_frames,
+        ).sample
+        return predicted_x_0(
+            output, x_t, batch.sigma, source=batch.source, prediction_type=self.transformer.config.prediction_type
+        )
+
+
+def editing_loss(
+    predicted: Float[Tensor, "b c t h w"],
+    x_0: Float[Tensor, "b c t h w"],
+    mask: Bool[Tensor, "b t h w"],
+    *,
+    channel_weight: Float[Tensor, "c 2"],
+    edit_weight: float,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "b"]]:
+    """Squared error over everything plus that over the edited region; also the latter per sample (0 where none).
+
+    The edited region counts by itself, whatever its size: a small object would otherwise hardly be seen. `channel_weight`
+    holds a column for the first latent frame and one for the others.
+    """
+    frames = x_0.shape[2]
+    weight = torch.cat([channel_weight[:, :1], channel_weight[:, 1:].expand(-1, frames - 1)], dim=1)
+    error = ((predicted - x_0).square() * weight[None, :, :, None, None]).mean(1)
+    edited = (error * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp_min(8)
+    return error.mean() + edit_weight * edited.mean(), edited.detach()
+
+
+def learning_rate(step: int, config: TrainingConfig) -> float:
+    """Linear warm-up, then a cosine down to a twentieth."""
+    warm = min(1.0, (step + 1) / config.warmup_steps)
+    progress = min(1.0, step / config.steps)
+    return config.learning_rate * warm * (0.525 + 0.475 * math.cos(math.pi * progress))
+
+
+def channel_weights(codec: PatchCodec) -> Float[Tensor, "c 2"]:
+    """Between latents (all channels alike) and pixels (by variance): by standard deviation, mean 1."""
+    deviations = torch.stack([codec.first_std, codec.group_std], dim=1)
+    return deviations / deviations.mean(0)
+
+
+def train(config: TrainingConfig) -> Path:
+    """Run it; returns the preset folder.
+
+    Raises:
+        ValueError: if asked to resume without a checkpoint, or to start over one.
+    """
+    torch.set_num_threads(1)
+    checkpoint_path = config.output / "checkpoint.pt"
+    if config.resume and not checkpoint_path.exists():
+        raise ValueError(f"nothing to resume: no {checkpoint_path}")
+    if not config.resume and checkpoint_path.exists():
+        raise ValueError(f"{checkpoint_path} is there already; resume it or give another output folder")
+    config.output.mkdir(parents=True, exist_ok=True)
+    (config.output / "config.json").write_text(json.dumps(asdict(config), indent=2, default=str) + "\n")
+
+    codec = prepare_codec(config)
+    cache = load_cache(
+        config.cache, codec=codec, sizes=config.sizes, num_worlds=config.num_worlds, first_seed=0,
+        segment_frames=config.segment_frames, workers=config.render_workers,
+    )  # fmt: skip
+    print(f"{sum(map(len, cache))} segments of {config.num_worlds} worlds", flush=True)
+    sampler = BatchSampler(
+        cache, seed=config.seed, batch_size=config.batch_size, memory_noise=config.memory_noise, shift=config.shift
+    )
+    range_frames = (config.segment_frames - 1) // codec.config.group_frames + 1
+    weights = channel_weights(codec)
+
+    torch.manual_seed(config.seed)
+    editing = Editing(config)
+    parameters = [p for p in editing.parameters() if p.requires_grad]
+    average = [p.detach().clone() for p in parameters]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+    )
+    step = 0
+    if config.resume:
+        saved = torch.load(checkpoint_path, weights_only=True)
+        editing.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        average, step = saved["average"], saved["step"]
+        print(f"resumed at step {step}", flush=True)
+    print(f"{sum(p.numel() for p in parameters) / 1e6:.2f} M parameters", flush=True)
+
+    def save() -> None:
+        state = {"model": editing.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step}
+        partial = checkpoint_path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.rename(checkpoint_path)
+
+    def gradients(shard: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        predicted = editing(shard, num_range_frames=range_frames)
+        loss, edited = editing_loss(
+            predicted, shard.x_0, shard.mask, channel_weight=weights, edit_weight=config.edit_weight
+        )
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        found = tuple(torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True))
+        return loss.detach(), edited, found
+
+    started, first_step = time.monotonic(), step
+    recent: dict[str, list[float]] = {"loss": [], "edited_with_memory": [], "edited_without_memory": []}
+    with (
+        # One thread per shard instead of threads inside every operation: no barrier per operation, so a busy machine
+        # costs little; and gradients are averaged in a fixed order, so timing cannot change the result.
+        ThreadPoolExecutor(config.num_shards, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        SummaryWriter(config.output / "tensorboard") as board,
+        (config.output / "metrics.jsonl").open("a") as log,
+    ):
+        while step < config.steps:
+            if config.minutes is not None and time.monotonic() - started > 60 * config.minutes:
+                print(f"stopping after {config.minutes} minutes", flush=True)
+                break
+            batch = sampler.batch(step, num_frames=2 if step < config.short_steps else None)
+            rate = learning_rate(step, config)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            results = list(pool.map(gradients, batch.shards(config.num_shards)))
+            loss = torch.stack([result[0] for result in results]).mean()
+            edited = torch.cat([result[1] for result in results])
+            for index, parameter in enumerate(parameters):
+                parameter.grad = torch.stack([result[2][index] for result in results]).mean(0)
+            norm = nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            decay = min(config.ema_decay, (step + 1) / (step + 10))
+            torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
+            step += 1
+
+            # The choice a memory makes is a choice made near sigma 1: only there does it show in the error.
+            noisy = batch.sigma > 0.8
+            recent["loss"].append(float(loss))
+            if bool(noisy.any()):
+                key = "edited_with_memory" if batch.memory else "edited_without_memory"
+                recent[key].append(float(edited[noisy].mean()))
+            if step % config.log_every == 0 or step == config.steps:
+                per_step = (time.monotonic() - started) / (step - first_step)
+                figures = {key: sum(values) / len(values) for key, values in recent.items() if values}
+                figures |= {"learning_rate": rate, "gradient_norm": float(norm), "step_s": per_step}
+                for key, value in figures.items():
+                    board.add_scalar(key, value, step)
+                log.write(json.dumps({"step": step, **figures}) + "\n")
+                log.flush()
+                print(
+                    f"step {step}/{config.steps}  loss {figures['loss']:.4f}  edited region at high noise: "
+                    f"with memory {figures.get('edited_with_memory', math.nan):.3f}, "
+                    f"without {figures.get('edited_without_memory', math.nan):.3f}  "
+                    f"{per_step:.2f} s/step  {(config.steps - step) * per_step / 60:.0f} min left",
+                    flush=True,
+                )
+                recent = {key: [] for key in recent}
+            if step % config.checkpoint_every == 0:
+                save()
+    save()
+    return write_preset(config, codec, editing, average)
+
+
+def prepare_codec(config: TrainingConfig) -> PatchCodec:
+    """The run's codec: fitted once, then kept beside the checkpoint, so that a resumed run has the same."""
+    folder = config.output / "codec"
+    if (folder / "config.json").exists():
+        return PatchCodec.from_pretrained(folder, low_cpu_mem_usage=False)
+    size = config.sizes[0]
+    videos = [
+        *world_videos(config.num_codec_worlds, seed=CODEC_SEED, size=size),
+        *noise_videos(2 * config.num_codec_worlds, seed=config.seed, size=size),
+    ]
+    codec = fit_codec(videos)
+    codec.save_pretrained(folder)
+    return codec
+
+
+def write_preset(config: TrainingConfig, codec: PatchCodec, editing: Editing, average: list[Tensor]) -> Path:
+    """Preset folder with the averaged weights, stored as bfloat16 (the codec stays float32)."""
+    folder = config.output / "preset"
+    smooth = Editing(config)
+    smooth.load_state_dict(editing.state_dict())
+    with torch.no_grad():
+        for parameter, value in zip((p for p in smooth.parameters() if p.requires_grad), average, strict=True):
+            parameter.copy_(value)
+    smooth.to(torch.bfloat16)
+    smooth.transformer.save_pretrained(folder / "transformer")
+    smooth.text_encoder.save_pretrained(folder / "text_encoder")
+    codec.save_pretrained(folder / "codec")
+    geometry = Geometry(
+        segment_frames=config.segment_frames,
+        min_frames=config.segment_frames,
+        frame_multiple=codec.config.group_frames,
+        sizes=config.sizes,
+    )
+    write_preset_file(
+        folder, name="tiny", geometry=geometry, max_instruction_tokens=config.max_instruction_tokens,
+        sampler={
+            "num_inference_steps": config.num_inference_steps, "guidance_scale": 1.0, "shift": config.inference_shift,
+        },
+    )  # fmt: skip
+    return folder

@@ -1,0 +1,223 @@
+"""`MemoryTransformer3DModel`: Wan's video transformer whose token sequence also holds memories.
+
+Our own forward over diffusers' mixins and Wan modules, with diffusers' Wan parameter names, so every diffusers Wan
+checkpoint loads and, with no memory, the output equals diffusers' `WanTransformer3DModel` (tests/model/test_transformer.py).
+What is added: source latents on channels (LucyEdit), memories as appended tokens under kernels of their own
+(Memory-V2V section 3.2), explicit positions, and two timesteps in one sequence: the target is at t, a memory is clean
+and so at 0. The two modulations are two vectors broadcast over their spans, never one vector per token.
+
+Does not know what a memory is for, how it was chosen, or how sampling works.
+
+Legend: B batch, N tokens (target first), L text tokens, D width.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
+from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.normalization import FP32LayerNorm
+from diffusers.models.transformers.transformer_wan import WanTimeTextImageEmbedding, WanTransformerBlock
+from diffusers.utils import apply_lora_scale
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from model.memory import KERNELS, kernel_name, temporal_start
+from model.patchify import TokenGroup, concatenate, init_from_base, patchify, unpatchify
+from model.rope import rotary_embedding
+from model.types import Kernel, MemoryBatch
+
+
+class MemoryTransformerBlock(WanTransformerBlock):
+    """Wan's block, same parameters, for a sequence whose parts stand at different timesteps."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Float[Tensor, "b n d"],
+        encoder_hidden_states: Float[Tensor, "b l d"],
+        temb: Float[Tensor, "b parts 6 d"],
+        rotary_emb: tuple[Tensor, Tensor],
+        lengths: list[int],
+        text_mask: Bool[Tensor, "b 1 1 l"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """`temb[:, i]` modulates the i-th run of `lengths[i]` tokens."""
+        table = self.scale_shift_table.unsqueeze(1) + temb.float()
+        shift_msa, scale_msa, gate_msa, c_shift_msa, c_scale_msa, c_gate_msa = table.unbind(2)
+
+        normed = modulate(self.norm1(hidden_states.float()), shift_msa, scale_msa, lengths).type_as(hidden_states)
+        attended = self.attn1(normed, None, None, rotary_emb)
+        hidden_states = (hidden_states.float() + gate(attended, gate_msa, lengths)).type_as(hidden_states)
+
+        normed = self.norm2(hidden_states.float()).type_as(hidden_states)
+        hidden_states = hidden_states + self.attn2(normed, encoder_hidden_states, text_mask, None)
+
+        normed = modulate(self.norm3(hidden_states.float()), c_shift_msa, c_scale_msa, lengths).type_as(hidden_states)
+        fed = self.ffn(normed)
+        return (hidden_states.float() + gate(fed.float(), c_gate_msa, lengths)).type_as(hidden_states)
+
+
+def modulate(
+    x: Float[Tensor, "b n d"], shift: Float[Tensor, "b parts d"], scale: Float[Tensor, "b parts d"], lengths: list[int]
+) -> Float[Tensor, "b n d"]:
+    """`x * (1 + scale) + shift`, each part with its own vectors."""
+    if len(lengths) == 1:
+        return x * (1 + scale) + shift
+    parts = x.split(lengths, dim=1)
+    return torch.cat([p * (1 + scale[:, i, None]) + shift[:, i, None] for i, p in enumerate(parts)], dim=1)
+
+
+def gate(x: Float[Tensor, "b n d"], gates: Float[Tensor, "b parts d"], lengths: list[int]) -> Float[Tensor, "b n d"]:
+    """`x * gate`, each part with its own vector."""
+    if len(lengths) == 1:
+        return x * gates
+    return torch.cat([p * gates[:, i, None] for i, p in enumerate(x.split(lengths, dim=1))], dim=1)
+
+
+class MemoryTransformer3DModel(
+    ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
+):
+    """Denoises the latents of one segment, given its source, an instruction and any number of memories.
+
+    Args (beyond those of diffusers' `WanTransformer3DModel`):
+        memory_kernels: kernels a memory may come in; one patch embedding each, started from the base embedding.
+        prediction_type: what the output means: "velocity" (noise - x_0) or "source_residual" (x_0 - source latents).
+            Only recorded here; `model.flow` acts on it.
+    """
+
+    _supports_gradient_checkpointing = True
+    _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm"]
+    _no_split_modules = ["MemoryTransformerBlock"]
+    _keep_in_fp32_modules = ["time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
+    _keys_to_ignore_on_load_unexpected = ["norm_added_q"]
+    _repeated_blocks = ["MemoryTransformerBlock"]
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: Kernel = (1, 2, 2),
+        num_attention_heads: int = 24,
+        attention_head_dim: int = 128,
+        in_channels: int = 96,
+        out_channels: int = 48,
+        text_dim: int = 4096,
+        freq_dim: int = 256,
+        ffn_dim: int = 14336,
+        num_layers: int = 30,
+        cross_attn_norm: bool = True,  # noqa: FBT001 - diffusers' config
+        qk_norm: str | None = "rms_norm_across_heads",
+        eps: float = 1e-6,
+        image_dim: int | None = None,
+        added_kv_proj_dim: int | None = None,
+        rope_max_seq_len: int = 1024,
+        pos_embed_seq_len: int | None = None,
+        memory_kernels: tuple[Kernel, ...] = KERNELS,
+        prediction_type: str = "velocity",
+    ) -> None:
+        super().__init__()
+        width = num_attention_heads * attention_head_dim
+        self.patch_embedding = nn.Conv3d(in_channels, width, kernel_size=patch_size, stride=patch_size)
+        self.memory_patch_embedding = nn.ModuleDict()
+        for kernel in memory_kernels:
+            embedding = nn.Conv3d(in_channels, width, kernel_size=kernel, stride=kernel)
+            init_from_base(embedding, self.patch_embedding)
+            self.memory_patch_embedding[kernel_name(kernel)] = embedding
+
+        self.condition_embedder = WanTimeTextImageEmbedding(
+            dim=width,
+            time_freq_dim=freq_dim,
+            time_proj_dim=width * 6,
+            text_embed_dim=text_dim,
+            image_embed_dim=image_dim,
+            pos_embed_seq_len=pos_embed_seq_len,
+        )
+        self.blocks = nn.ModuleList(
+            MemoryTransformerBlock(
+                width, ffn_dim, num_attention_heads, qk_norm, cross_attn_norm, eps, added_kv_proj_dim
+            )
+            for _ in range(num_layers)
+        )
+        self.norm_out = FP32LayerNorm(width, eps, elementwise_affine=False)
+        self.proj_out = nn.Linear(width, out_channels * patch_size[0] * patch_size[1] * patch_size[2])
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
+        self.gradient_checkpointing = False
+
+    def tokenize(
+        self, hidden_states: Float[Tensor, "b c t h w"], memory: Sequence[MemoryBatch], *, num_range_frames: int
+    ) -> TokenGroup:
+        """Target tokens, then every memory's, with positions in their temporal ranges.
+
+        Raises:
+            ValueError: for a memory in a kernel this model has no embedding for.
+        """
+        base = cast(Kernel, tuple(self.config.patch_size))
+        groups = [patchify(hidden_states, self.patch_embedding, base=base, start=0, video=0)]
+        for video, item in enumerate(memory, start=1):
+            name = kernel_name(item.kernel)
+            if name not in self.memory_patch_embedding:
+                raise ValueError(f"memory kernel is {name}; needs one of {sorted(self.memory_patch_embedding)}")
+            start = temporal_start(item.role, num_range_frames)
+            embedding = cast(nn.Conv3d, self.memory_patch_embedding[name])
+            groups.append(patchify(item.latents, embedding, base=base, start=start, video=video))
+        return concatenate(groups)
+
+    @apply_lora_scale("attention_kwargs")
+    def forward(
+        self,
+        hidden_states: Float[Tensor, "b c t h w"],
+        timestep: Float[Tensor, "b"],
+        encoder_hidden_states: Float[Tensor, "b l k"],
+        encoder_hidden_states_image: Tensor | None = None,
+        return_dict: bool = True,  # noqa: FBT001 - diffusers' signature
+        attention_kwargs: dict[str, Any] | None = None,
+        *,
+        encoder_attention_mask: Bool[Tensor, "b l"] | None = None,
+        memory: Sequence[MemoryBatch] = (),
+        num_range_frames: int | None = None,
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
+        """Predict for the target tokens only.
+
+        Args:
+            hidden_states: noisy latents, with the source latents behind them on channels where the model edits.
+            timestep: sigma * 1000 of the target, one per sample.
+            encoder_hidden_states: text features.
+            encoder_attention_mask: True for text tokens that are there; None (Wan's own habit) attends to all.
+            memory: the memories of this batch, in any order; the same layout for every sample.
+            num_range_frames: latent frames of a temporal range, the target's own count unless given.
+        """
+        batch, _, *latent_shape = hidden_states.shape
+        group = self.tokenize(hidden_states, memory, num_range_frames=num_range_frames or latent_shape[0])
+        num_target = sum(span.end - span.start for span in group.spans if span.video == 0)
+        lengths = [num_target] + ([group.num_tokens - num_target] if memory else [])
+        rotary_emb = rotary_embedding(group.positions, self.config.attention_head_dim)
+
+        # One row of modulation per part of the sequence: the target's timestep, and 0 for memories.
+        temb, modulation, text, image = self.condition_embedder(
+            timestep, encoder_hidden_states, encoder_hidden_states_image
+        )
+        modulation = modulation.unflatten(1, (6, -1)).unsqueeze(1)
+        if memory:
+            _, clean, _, _ = self.condition_embedder(torch.zeros_like(timestep[:1]), encoder_hidden_states[:1, :1])
+            clean = clean.unflatten(1, (6, -1)).unsqueeze(1).expand(batch, -1, -1, -1)
+            modulation = torch.cat([modulation, clean], dim=1)
+        if image is not None:
+            text = torch.cat([image, text], dim=1)
+        text_mask = None if encoder_attention_mask is None else encoder_attention_mask[:, None, None, :]
+
+        tokens = group.tokens
+        for block in self.blocks:
+            inputs = (tokens, text, modulation, rotary_emb, lengths, text_mask)
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens = self._gradient_checkpointing_func(block, *inputs)
+            else:
+                tokens = block(*inputs)
+
+        tokens = tokens[:, :num_target]
+        shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
+        tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
+        sample = unpatchify(self.proj_out(tokens), latent_shape, tuple(self.config.patch_size))
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
