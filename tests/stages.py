@@ -51,9 +51,9 @@ class ScriptedStages:
     def run(self, task: Task) -> dict[str, Any]:
         store = Store(task.edit_url)
         script = self._script(task)
+        log_line(store, "begin", task)  # before the look at the store, see generated_again
         if is_committed(store, task):
             return {"generated": False}
-        log_line(store, "begin", task)
         self._do(script["deeds"].get(f"{task.kind}-{task.index}"), store)
         if task.kind == "edit":
             time.sleep(script["sleep_s"][task.index])
@@ -130,7 +130,7 @@ def is_committed(store: Store, task: Task) -> bool:
 
 def log_line(store: Store, what: str, task: Task) -> None:
     """One atomic append, whoever writes at the same time."""
-    line = f"{what} {task.kind} {task.index}\n".encode()
+    line = f"{what} {task.kind} {task.index} {os.getpid()}\n".encode()
     descriptor = os.open(store.path("generation.log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(descriptor, line)
     os.close(descriptor)
@@ -167,14 +167,31 @@ def result_bytes(edit_url: str) -> dict[str, bytes]:
     }
 
 
+def generation_log(edit_url: str) -> list[tuple[str, int]]:
+    """("begin|commit|prefetch edit 3", process), in the order in which they were written."""
+    store = Store(edit_url)
+    lines = store.read_bytes("generation.log").decode().splitlines() if store.exists("generation.log") else []
+    return [(line.rsplit(" ", 1)[0], int(line.rsplit(" ", 1)[1])) for line in lines]
+
+
+def num_commits(edit_url: str) -> int:
+    return sum(line.startswith("commit") for line, _ in generation_log(edit_url))
+
+
 def generated_again(edit_url: str) -> list[str]:
-    """Tasks whose generation began although they were committed."""
+    """Tasks whose generation began after they were committed.
+
+    A process writes `begin` and then looks at the store, and writes `commit` after committing: one that begins after a
+    commit must see it and stop. Two that overlap (a driver was killed, its worker still ends its segment) are no fault.
+    """
     committed: set[str] = set()
+    began_late: set[tuple[str, int]] = set()
     again = []
-    for line in Store(edit_url).read_bytes("generation.log").decode().splitlines():
+    for line, process in generation_log(edit_url):
         what, task = line.split(" ", 1)
-        if what == "commit":
+        if what == "begin" and task in committed:
+            began_late.add((task, process))
+        elif what == "commit":
+            again.extend([task] if (task, process) in began_late else [])
             committed.add(task)
-        elif what == "begin" and task in committed:
-            again.append(task)
     return again

@@ -18,7 +18,7 @@ from pipeline.ledger import AttemptLedger
 from pipeline.scheduler import Scheduler
 from pipeline.worker import StagesSpec
 from retrieval.store import Store
-from tests.stages import add_from_store, generated_again, result_bytes, write_script
+from tests.stages import add_from_store, generated_again, generation_log, num_commits, result_bytes, write_script
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -171,7 +171,7 @@ def test_a_prefetch_that_kills_the_process_is_blamed_on_its_own_video(videos):
 def test_the_next_segment_is_prefetched_while_one_is_edited(videos):
     videos.add("v", sleep_s=0.05)
     videos.run(num_workers=1)
-    lines = Store(videos.url("v")).read_bytes("generation.log").decode().splitlines()
+    lines = [line for line, _ in generation_log(videos.url("v"))]
     for index in range(1, len(CHAIN)):
         prefetched = lines.index(f"prefetch edit {index}")
         assert prefetched < lines.index(f"commit edit {index - 1}"), "while the one before is edited"
@@ -236,8 +236,7 @@ def test_a_stopped_driver_leaves_no_workers(tmp_path):
     address = ray.get_runtime_context().gcs_address
     command = [sys.executable, "-m", "tests.chaos.driver", "--workspace", str(tmp_path), "--address", address]
     process = subprocess.Popen([*command, "--events", str(tmp_path / "events")], stderr=subprocess.DEVNULL)
-    log = Path(url) / "generation.log"
-    while not (log.exists() and "commit edit 1" in log.read_text()):
+    while num_commits(url) < 3:
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)

@@ -1,0 +1,189 @@
+"""SIGKILL at random moments of workers, of the driver, of a raylet: what the store holds afterwards is what an undisturbed
+run would have made, and nothing committed was made twice. Three nodes on one machine; every kill is drawn from a seed.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+from ray.cluster_utils import Cluster
+
+from pipeline.tasks import Task
+from retrieval.store import Store
+from tests.stages import ScriptedStages, done_tasks, generated_again, num_commits, result_bytes, write_script
+
+pytestmark = pytest.mark.ray
+
+NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+PATIENCE_S = 240
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head and two more nodes; a dead one is noticed after five seconds."""
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args=NODE
+        | {
+            "include_dashboard": False,
+            "_system_config": {"health_check_period_ms": 1000, "health_check_failure_threshold": 5},
+        },
+    )
+    for _ in range(2):
+        cluster.add_node(**NODE)
+    yield cluster
+    cluster.shutdown()
+
+
+@dataclass
+class Edits:
+    """Videos in a folder, and a driver that edits them, killed and started again as needed."""
+
+    folder: Path
+    cluster: Cluster
+    seed: int
+    num_videos: int
+    num_segments: int
+    events_read: int = 0
+    drivers: list[subprocess.Popen] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        rng = random.Random(self.seed)
+        for number in range(self.num_videos):
+            dependencies = [
+                tuple(sorted({*([i - 1] if i % 5 else []), *rng.sample(range(i), k=min(i, 2))}))
+                for i in range(self.num_segments)
+            ]
+            sleeps = [rng.uniform(0.02, 0.05) for _ in dependencies]
+            write_script(str(self.folder / f"v{number}"), dependencies, sleep_s=sleeps)
+
+    @property
+    def urls(self) -> list[str]:
+        return [str(self.folder / f"v{number}") for number in range(self.num_videos)]
+
+    def num_committed(self) -> int:
+        return sum(num_commits(url) for url in self.urls)
+
+    def start_driver(self) -> None:
+        command = [sys.executable, "-m", "tests.chaos.driver", "--workspace", str(self.folder), "--workers", "4"]
+        command += ["--address", self.cluster.address, "--events", str(self.folder / f"events-{len(self.drivers)}")]
+        with self.driver_log(len(self.drivers)).open("wb") as log:
+            self.drivers.append(subprocess.Popen(command, stdout=log, stderr=log))
+
+    def driver_log(self, number: int) -> Path:
+        return self.folder / f"driver-{number}.log"
+
+    def worker_pids(self) -> list[int]:
+        """Workers of the running driver that are alive."""
+        events = self.folder / f"events-{len(self.drivers) - 1}"
+        lines = events.read_text().splitlines() if events.exists() else []
+        pids = [int(line.split()[1]) for line in lines if line.startswith("joined")]
+        return [pid for pid in pids if psutil.pid_exists(pid)]
+
+    def failures(self) -> list[str]:
+        """What the drivers' executors said of tasks that failed: "error_type is_charged"."""
+        lines = [line for path in self.folder.glob("events-*") for line in path.read_text().splitlines()]
+        return [line.split(" ", 2)[2] for line in lines if line.startswith("failed")]
+
+    def num_charged(self) -> int:
+        return sum(len((Store(url) / "attempts").names()) for url in self.urls)
+
+    def wait_until(self, is_so, what: str) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not is_so():
+            assert self.drivers[-1].poll() is None, (
+                f"the driver ended before {what}: {self.driver_log(len(self.drivers) - 1).read_text()[-2000:]}"
+            )
+            assert time.monotonic() < deadline, f"waited {PATIENCE_S} s for {what}"
+            time.sleep(0.01)
+
+    def kill(self, victim: str, rng: random.Random) -> None:
+        if victim == "worker":
+            self.wait_until(self.worker_pids, "a worker")
+            os.kill(rng.choice(self.worker_pids()), signal.SIGKILL)
+        elif victim == "driver":
+            self.drivers[-1].kill()
+            self.drivers[-1].wait()
+            self.start_driver()
+        else:
+            node = rng.choice(sorted(self.cluster.worker_nodes, key=lambda node: node.unique_id))
+            node.all_processes["raylet"][0].process.kill()
+            self.cluster.remove_node(node, allow_graceful=False)
+            self.cluster.add_node(wait=False, **NODE)
+
+    def run(self, victims: list[str], rng: random.Random) -> None:
+        """Edit everything; kill one victim after the other at random counts of commits."""
+        total = self.num_videos * (2 * self.num_segments + 1)
+        moments = sorted(rng.sample(range(1, total - 5), k=len(victims)))
+        self.start_driver()
+        for moment, victim in zip(moments, victims, strict=True):
+            self.wait_until(lambda moment=moment: self.num_committed() >= moment, f"commit {moment} of {total}")
+            time.sleep(rng.uniform(0, 0.05))
+            self.kill(victim, rng)
+        assert self.drivers[-1].wait(PATIENCE_S) == 0
+
+    def undisturbed(self) -> list[dict[str, bytes]]:
+        """What one process makes of the same videos, one task after the other."""
+        results = []
+        for url in self.urls:
+            script = Store(url).read_json("script.json")
+            calm = f"{url}-undisturbed"
+            write_script(calm, script["dependencies"])
+            stages, video = ScriptedStages(), Path(url).name
+            for kind in ("edit", "render"):
+                for index in range(self.num_segments):
+                    stages.run(Task(video, kind, index, calm))
+            stages.run(Task(video, "assemble", 0, calm))
+            results.append(result_bytes(calm))
+        return results
+
+
+def check(edits: Edits, victims: list[str]) -> None:
+    for url in edits.urls:
+        assert len(done_tasks(url)) == 2 * edits.num_segments + 1
+        assert generated_again(url) == []
+    assert [result_bytes(url) for url in edits.urls] == edits.undisturbed()
+    assert edits.num_charged() <= victims.count("worker"), "a driver's or a node's death was charged to a segment"
+
+
+def test_five_kills(cluster, tmp_path):
+    rng = random.Random(2)
+    victims = ["worker", "worker", "driver", "driver", "raylet"]
+    rng.shuffle(victims)
+    edits = Edits(tmp_path, cluster, seed=2, num_videos=3, num_segments=12)
+    edits.run(victims, rng)
+    check(edits, victims)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", range(5))
+def test_fifty_kills(cluster, tmp_path, seed):
+    rng = random.Random(seed)
+    victims = ["worker"] * 5 + ["driver"] * 3 + ["raylet"] * 2
+    rng.shuffle(victims)
+    edits = Edits(tmp_path, cluster, seed=seed, num_videos=4, num_segments=25)
+    edits.run(victims, rng)
+    check(edits, victims)
+
+
+def test_a_lost_node_costs_no_segment_an_attempt(cluster, tmp_path):
+    """The node is killed while its workers are in the middle of long segments."""
+    edits = Edits(tmp_path, cluster, seed=0, num_videos=4, num_segments=3)
+    for url in edits.urls:
+        write_script(url, [(), (0,), (1,)], sleep_s=[0.05, 3.0, 0.05])
+    edits.start_driver()
+    edits.wait_until(lambda: len(edits.worker_pids()) == 4 and edits.num_committed() >= 4, "all workers are busy")
+    edits.kill("raylet", random.Random(0))
+    assert edits.drivers[-1].wait(PATIENCE_S) == 0
+    check(edits, ["raylet"])
+    assert edits.failures(), "no task ran on the lost node; the test tests nothing"
+    assert set(edits.failures()) == {"NodeLost False"}
