@@ -418,3 +418,16 @@ def edited_attribute(frames: Tensor, mask: Tensor) -> Tensor:
     chosen = inner if int(inner.sum()) >= 4 else mask
     values = frames[chosen].float()
     return values.mean(0) / 255 if frames.dtype == torch.uint8 else values.mean(0)
+
+
+def demo_world() -> World:
+    """A held-out world of 918 frames: a red ball, edited to pink, is away for more than 300 frames, twice, among cuts."""
+    return make_world(
+        353,
+        split="heldout",
+        num_frames=54 * SEGMENT_FRAMES,
+        task="recolour",
+        absence_segments=(19, 22),
+        presence_frames=(60, 80),
+        has_cuts=True,
+    )
