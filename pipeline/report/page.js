@@ -207,6 +207,16 @@ class Wipe {
 
 const SCORE_CLASSES = 5;
 
+// Heights in pixels: of the longest arc, of the line of segments, of the whole.
+function graphSize(segments) {
+  let reach = 1;
+  segments.forEach(([segment, , , , , memories]) => {
+    for (const [memory, isPrevious] of memories) if (!isPrevious) reach = Math.max(reach, segment - memory);
+  });
+  const tall = clamp(40 + 16 * Math.sqrt(reach), 60, 190);
+  return { reach, tall, line: tall + 14, foot: tall + 60 };
+}
+
 class RetrievalGraph {
   constructor(holder, panel) {
     this.panel = panel;
@@ -262,9 +272,7 @@ class RetrievalGraph {
     this.margin = margin;
     const width = 2 * margin + count * this.step;
     const middle = place => margin + (place + 0.5) * this.step;
-    const reach = Math.max(1, ...this.segments.flatMap((segment, place) => segment[5].filter(memory => !memory[1]).map(memory => place - this.panel.index.get(memory[0]))));
-    const tall = clamp(40 + 16 * Math.sqrt(reach), 60, 190);
-    const line = tall + 14, foot = line + 46;
+    const { reach, tall, line, foot } = graphSize(this.segments);
     const svg = [`<svg role="img" aria-label="Retrieval graph of ${count} segments" width="${Math.max(width, 1)}" height="${foot}">`];
     let shotStart = 0;
     for (let place = 1; place <= count; place++) {
@@ -361,7 +369,7 @@ class RetrievalGraph {
     const cards = [this.card(segment, `Segment ${segment}`, facts)];
     for (const [memory, isPrevious, score, kernel] of [...memories].sort((a, b) => b[1] - a[1] || b[2] - a[2])) {
       const other = this.segments[this.panel.index.get(memory)];
-      cards.push(this.card(memory, `${isPrevious ? "Previous" : "Retrieved"} ${memory}`, [`score ${(score / 1000).toFixed(3)}, kernel ${data.kernels[kernel]}`, `shot ${other[1]}, ${this.panel.when(other[2])}`]));
+      cards.push(this.card(memory, `${isPrevious ? "Previous" : "Retrieved"} ${memory}`, [`score ${(score / 1000).toFixed(3)}`, `kernel ${data.kernels[kernel]}`, `shot ${other[1]}, ${this.panel.when(other[2])}`]));
     }
     if (!memories.length) cards.push(element("span", { class: "soft" }, "draws on no earlier segment"));
     this.detail.replaceChildren(...cards);
@@ -465,8 +473,13 @@ class Timeline {
   }
 }
 
-for (const holder of document.querySelectorAll("[data-gantt]")) whenNear(holder, () => new Timeline(holder));
-data.videos.forEach((_, number) => {
-  const section = document.getElementById(`video-${number}`);
+// What is drawn later has its room from the start, so that links into the page land where they should.
+for (const holder of document.querySelectorAll("[data-gantt]")) {
+  holder.style.minHeight = `${data.workers.length * 20 + 110}px`;
+  whenNear(holder, () => { holder.style.minHeight = ""; new Timeline(holder); });
+}
+data.videos.forEach((video, number) => {
+  const section = document.getElementById(`video-${number}`), graph = section.querySelector("[data-graph]");
+  if (graph) graph.style.minHeight = `${graphSize(video.segments).foot + 49}px`;
   whenNear(section, () => { section.panel = new VideoPanel(section, number); });
 });

@@ -229,12 +229,13 @@ def record_notes(video: VideoContents) -> list[str]:
 def player(number: int, video: VideoContents, media: VideoMedia) -> str:
     if media.preview is not None:
         name = text(video.id)
+        shape = next((f"auto {one.width_px} / {one.height_px}" for one in media.thumbnails.values()), "auto")
         return (
             '<div class="bar"><h3>Source and result</h3><span class="spring"></span>'
             f'<span class="group" role="group" aria-label="View"><button type="button" data-view="pair" aria-pressed="true">'
             'Side by side</button><button type="button" data-view="wipe" aria-pressed="false">Wipe</button></span></div>'
             f'<div class="player" data-player="{number}"><div class="labels"><span>Source</span><span>Result</span></div>'
-            f'<video controls muted loop playsinline preload="auto" title="Source left, result right: {name}" '
+            f'<video controls muted loop playsinline preload="auto" style="aspect-ratio: {shape}" title="Source left, result right: {name}" '
             f'aria-label="Preview of {name}: source on the left, result on the right"></video></div>'
         )
     if media.preview_left_out and video.output_link:
@@ -394,6 +395,8 @@ def plain(value: Any) -> str:
     """A setting for the eye; rows of a manifest are in the table of videos."""
     if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
         return counted(len(value), "entry", "entries")
+    if value is None:
+        return "–"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

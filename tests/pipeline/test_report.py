@@ -484,8 +484,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 PROBE = """
 window.addEventListener("load", async () => {
   const until = async test => { while (!test()) await new Promise(resolve => setTimeout(resolve, 20)); };
+  const before = document.getElementById("settings").offsetTop;
   const section = document.getElementById("video-0"), video = section.querySelector("video");
   await until(() => section.panel && document.querySelector(".task") && video.readyState > 1);
+  const drift = document.getElementById("settings").offsetTop - before;
   const ready = video.readyState;
   section.panel.graph.pick(9);
   const sought = new Promise(resolve => video.addEventListener("seeked", resolve));
@@ -502,7 +504,7 @@ window.addEventListener("load", async () => {
     ready, at, width: video.videoWidth, seconds: video.duration, canvas: [canvas.width, canvas.height],
     colours: new Set(pixels).size, arcs: section.querySelectorAll(".arc").length,
     lit: section.querySelectorAll(".arc.in").length, tasks: document.querySelectorAll(".task").length,
-    detail: section.querySelector(".detail").textContent,
+    drift, detail: section.querySelector(".detail").textContent,
   }));
 });
 """
@@ -574,5 +576,6 @@ def test_in_a_browser_the_video_plays_and_the_graph_answers(workspace, tmp_path)
     assert seen["arcs"] == sum(len(row.memory) for row in plan)
     assert seen["lit"] == len(plan[6].memory)
     assert seen["tasks"] > 10
+    assert abs(seen["drift"]) < 40, "a link into the page lands elsewhere once what is above it is drawn"
     for item in plan[6].memory:
-        assert f"{item.segment}score {item.score:.3f}, kernel {'×'.join(map(str, item.kernel))}" in seen["detail"]
+        assert f"{item.segment}score {item.score:.3f}kernel {'×'.join(map(str, item.kernel))}" in seen["detail"]
