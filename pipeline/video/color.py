@@ -2,7 +2,8 @@
 
 RGB is full range and carries the source's own primaries and transfer: nothing is gamut- or tone-mapped. 8-bit RGB is
 within 0.51 of the exact formula for 8-bit and limited-range sources (within 1.3 for full-range sources of more bits,
-where swscale divides by 4 instead of 1023/255). 16-bit RGB is in units of 1/256 of an 8-bit code: white is 65280.
+where swscale divides by 4 instead of 1023/255). 16-bit RGB is in units of 1/256 of an 8-bit code: white is 65280,
+and what a limited-range source has above white is kept up to 65535.
 """
 
 from collections.abc import Mapping
@@ -101,7 +102,9 @@ def color_tags(frame: av.VideoFrame, *, uri: str) -> dict[str, str]:
         is_hd = frame.width >= 1280 or frame.height > 576
         guess = "bt2020nc" if primaries == "bt2020" else "bt709" if is_hd else "smpte170m"
         matrix = guess if space == UNKNOWN else space
-        is_full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
+        # Untagged gray is full range to every codec that has it (FFV1, MJPEG, PNG), untagged YUV limited.
+        is_untagged_gray = frame.color_range == ColorRange.UNSPECIFIED and chroma_of(frame.format) == "gray"
+        is_full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj") or is_untagged_gray
         color_range = FULL_RANGE if is_full else LIMITED_RANGE
     return {
         "color_range": color_range,

@@ -63,7 +63,7 @@ def iter_carried(
         full = torch.from_numpy(np.ascontiguousarray(source)).to(edit.device).permute(2, 0, 1)[None].float().div_(peak)
         difference = (edit - decoded).permute(2, 0, 1)[None].float()
         added = upsample_difference(difference, full)
-        result = full.add_(added).clamp_(0.0, 1.0).mul_(peak).add_(0.5)
+        result = full.add_(added).mul_(peak).add_(0.5).clamp_(0, np.iinfo(source.dtype).max)
         yield result[0].permute(1, 2, 0).cpu().numpy().astype(source.dtype)
 
 
