@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from model.training.camera_path import CameraPath, Point, Stay
+from model.training.camera_path import CameraPath, Point
 from model.training.palette import CHROMATIC, FAMILIES, Colour
 
 Shape = Literal["sphere", "box", "cylinder", "cone", "dome"]
@@ -248,65 +248,3 @@ def _muted(colour: Colour, rng: random.Random, *, towards: float | None = None) 
     share = rng.uniform(0.35, 0.75)
     r, g, b = (value + (grey - value) * share for value in colour)
     return (r, g, b)
-
-
-def draw_camera(
-    rng: random.Random,
-    target: Point,
-    elsewhere: Point | None,
-    *,
-    num_frames: int,
-    absence_frames: tuple[int, int],
-    presence_frames: tuple[int, int],
-    starts_in_view: bool,
-    height_m: float,
-    roam_m: float,
-    raise_view_m: float,
-) -> CameraPath:
-    """A path on which the target leaves the view and returns, over and over.
-
-    Visits last `presence_frames` and absences `absence_frames` (drawn log-uniformly). Away from the target the camera
-    looks to other sides from the same stand or, where `elsewhere` is given, may cut to a stand there.
-    """
-    stays: list[Stay] = []
-    frame, sees_target = 0, starts_in_view
-    side = rng.choice((-1.0, 1.0))
-    while frame < num_frames:
-        low, high = presence_frames if sees_target else absence_frames
-        length = round(math.exp(rng.uniform(math.log(low), math.log(max(low, high)))))
-        end = frame + length
-        is_cut = elsewhere is not None and rng.random() < 0.6
-        while frame < end:
-            ease = 0 if is_cut else rng.randint(9, 16)
-            if sees_target:
-                stand = (rng.uniform(-roam_m, roam_m), height_m, rng.uniform(-roam_m, roam_m) * 0.7)
-                look_at = (
-                    target[0] + rng.uniform(-0.7, 0.7),
-                    target[1] * rng.uniform(0.6, 1.3) + raise_view_m,
-                    target[2] + rng.uniform(-0.3, 0.3),
-                )
-                hold = end - frame
-            else:
-                if elsewhere is not None and is_cut:
-                    stand = (elsewhere[0] + rng.uniform(-1, 1), height_m, elsewhere[2] + rng.uniform(-1, 1))
-                    azimuth = math.atan2(elsewhere[0], elsewhere[2]) + rng.uniform(-1.0, 1.0)
-                else:
-                    stand = (rng.uniform(-roam_m, roam_m) * 0.5, height_m, rng.uniform(-roam_m, roam_m) * 0.5)
-                    azimuth = math.atan2(target[0], target[2]) + side * rng.uniform(1.75, 3.0)
-                look_at = (stand[0] + 5 * math.sin(azimuth), rng.uniform(0.4, 1.6), stand[2] + 5 * math.cos(azimuth))
-                hold = min(end - frame, rng.randint(34, 80))
-                hold = end - frame if end - frame - hold < 20 else hold
-                side = rng.choice((side, side, -side))
-            stays.append(Stay(frame=frame, position=stand, look_at=look_at, ease_frames=ease, sees_target=sees_target))
-            frame += hold
-            is_cut = False if elsewhere is None or sees_target else is_cut and rng.random() < 0.5
-        sees_target = not sees_target
-    drift = [rng.uniform(70, 240) for _ in range(3)]
-    phase = [rng.uniform(0, 2 * math.pi) for _ in range(3)]
-    return CameraPath(
-        stays=tuple(stays),
-        fov_deg=rng.uniform(48, 66),
-        drift_m=rng.uniform(0.1, 0.45),
-        drift_frames=(drift[0], drift[1], drift[2]),
-        drift_phase=(phase[0], phase[1], phase[2]),
-    )

@@ -4,75 +4,46 @@ A world's target leaves the view and returns; what the edit leaves open (the ton
 the strength of a style) is drawn once per world, so only memory of an earlier segment can tell it. Split "heldout" shares
 with "train" neither targets (colour and shape pair), nor textures, nor camera heights (`scene.py` says exactly which).
 
-Draws scenes and decides edits; `scene.py` holds what a scene is made of, `raycast.py` makes pixels.
+`scene.py` says what a scene is made of, `edits.py` what may be done to it, `rendering.py` makes the pixels.
 """
 
 import math
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, UInt8
-from torch import Tensor
-from torch.nn import functional
 
-from model.training.camera_path import Point
-from model.training.palette import CHROMATIC, FAMILIES, Colour
-from model.training.raycast import (
-    camera_noise,
-    camera_rays,
-    cast_backdrop,
-    cast_solid,
-    paint_backdrop,
-    paint_solid,
-)
-from model.training.restyle import Style, draw_style
+from model.training.camera_path import Point, draw_camera
+from model.training.edits import TASK_SHARES, Edit, EditTask, draw_edit
+from model.training.palette import CHROMATIC, FAMILIES
+from model.training.rendering import WorldFrames, edited_attribute, render_scene
 from model.training.scene import (
     NOISE_BANKS,
     SHAPE_WORDS,
     TEXTURE_WORDS,
-    Backdrop,
     Scene,
     Shape,
-    Solid,
     Split,
     draw_backdrop,
-    draw_camera,
     draw_grade,
-    draw_hat,
     draw_solid,
     is_heldout_pair,
 )
 
-EditTask = Literal["recolour", "hat", "surface", "restyle"]
-TASK_SHARES: dict[EditTask, float] = {"recolour": 0.40, "hat": 0.20, "surface": 0.15, "restyle": 0.25}
+__all__ = [
+    "SEGMENT_FRAMES",
+    "EditTask",
+    "World",
+    "WorldFrames",
+    "demo_world",
+    "edited_attribute",
+    "make_world",
+    "render",
+    "render_frames",
+]
+
 SEGMENT_FRAMES = 17
-MAX_CHUNK_RAYS = 140_000
-
-RECOLOUR_PHRASES = (
-    "change the {object} to {colour}",
-    "make the {object} {colour}",
-    "turn the {object} {colour}",
-    "recolor the {object} to {colour}",
-    "paint the {object} {colour}",
-)
-HAT_PHRASES = ("put a hat on the {object}", "add a hat to the {object}", "give the {object} a hat")
-SURFACE_PHRASES = ("make the {surface} {colour}", "change the {surface} to {colour}", "turn the {surface} {colour}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Edit:
-    """What is done to a scene. Exactly one of the last four is set, according to `task`."""
-
-    task: EditTask
-    target: int
-    """Index of the solid the camera leaves and returns to; the one edited by "recolour" and "hat"."""
-    colour: Colour | None = None
-    hat: tuple[Solid, ...] = ()
-    backdrop: Backdrop | None = None
-    style: Style | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,15 +86,6 @@ class World:
     def cuts(self) -> list[int]:
         """First frame of every shot after the first."""
         return [frame for frame in self.scene.camera.cuts if frame < self.num_frames]
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorldFrames:
-    """Source and edited video of one span; `mask` marks the pixels that the edit changes."""
-
-    source: UInt8[Tensor, "t h w 3"]
-    edited: UInt8[Tensor, "t h w 3"]
-    mask: Bool[Tensor, "t h w"]
 
 
 def make_world(
@@ -214,7 +176,7 @@ def make_world(
         f"a {colour} {TEXTURE_WORDS[solid.texture.kind]}{rng.choice(SHAPE_WORDS[shape])}"
         for solid, (colour, shape) in zip(solids, names, strict=True)
     )
-    edit, instruction = _draw_edit(rng, task, scene, target_colour, target_shape, grade)
+    edit, instruction = draw_edit(rng, task, scene, target_colour, target_shape, grade)
     return World(
         seed=seed,
         split=split,
@@ -246,35 +208,6 @@ def _unit(vector: Point) -> Point:
     return (vector[0] / length, vector[1] / length, vector[2] / length)
 
 
-def _draw_edit(
-    rng: random.Random, task: EditTask, scene: Scene, colour: str, shape: str, grade: Callable[[Colour], Colour]
-) -> tuple[Edit, str]:
-    """The edit and the instruction for it, which says what and not how exactly."""
-    target, backdrop = scene.solids[0], scene.backdrop
-    new_name = rng.choice([name for name in CHROMATIC if name != colour])
-    new_colour = grade(CHROMATIC[new_name].draw(rng))
-    thing = f"{colour} {rng.choice(SHAPE_WORDS[shape])}"
-    if task == "recolour":
-        return Edit(task=task, target=0, colour=new_colour), rng.choice(RECOLOUR_PHRASES).format(
-            object=thing, colour=new_name
-        )
-    if task == "hat":
-        hat = draw_hat(rng, target, new_colour)
-        return Edit(task=task, target=0, hat=hat), rng.choice(HAT_PHRASES).format(object=thing)
-    if task == "surface":
-        if rng.random() < 0.5:
-            surface, changed = "floor", replace(backdrop, floor=new_colour)
-        else:
-            surface = "walls" if backdrop.is_room else "sky"
-            r, g, b = (value * rng.uniform(0.5, 1.0) for value in new_colour)
-            zenith = backdrop.zenith if backdrop.is_room else (r, g, b)
-            changed = replace(backdrop, far=new_colour, zenith=zenith)
-        phrase = rng.choice(SURFACE_PHRASES).format(surface=surface, colour=new_name)
-        return Edit(task=task, target=0, backdrop=changed), phrase
-    style, phrase = draw_style(rng)
-    return Edit(task=task, target=0, style=style), phrase
-
-
 def render(
     world: World,
     start: int,
@@ -302,122 +235,8 @@ def render_frames(
     device: torch.device | str = "cpu",
     supersample: int = 1,
 ) -> WorldFrames:
-    """The given frames of a world, source and edited and what differs, at `size` (height_px, width_px).
-
-    Many or large frames are rendered in chunks, so memory stays bounded; a frame does not depend on the chunk it is in.
-
-    Args:
-        supersample: rays per pixel along each axis; 2 gives smooth edges at four times the cost.
-    """
-    device = torch.device(device)
-    rays_per_row = size[1] * supersample**2
-    num_rows = max(1, min(size[0], MAX_CHUNK_RAYS // rays_per_row))
-    num_frames = max(1, MAX_CHUNK_RAYS // (rays_per_row * size[0]))
-    chunks = []
-    for first in range(0, len(frames), num_frames):
-        chunk = frames[first : first + num_frames]
-        bands = [
-            _render_band(world, chunk, size, (top, min(size[0], top + num_rows)), supersample, device)
-            for top in range(0, size[0], num_rows)
-        ]
-        source, edited, mask = (torch.cat(part, dim=-2) for part in zip(*bands, strict=True))
-        chunks.append((*_develop(world, chunk, size, source, edited), mask))
-    source, edited, mask = (torch.cat(part) for part in zip(*chunks, strict=True))
-    return WorldFrames(source=source, edited=edited, mask=mask)
-
-
-def _render_band(
-    world: World,
-    frames: Sequence[int],
-    size: tuple[int, int],
-    rows: tuple[int, int],
-    supersample: int,
-    device: torch.device,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of a chunk before the camera's noise: source and edited `[t, 3, h, w]`, mask `[t, h, w]`."""
-    scene, edit = world.scene, world.edit
-    fine_size = (size[0] * supersample, size[1] * supersample)
-    rays = camera_rays(scene, frames, fine_size, (rows[0] * supersample, rows[1] * supersample), device)
-    behind = cast_backdrop(scene, rays, frames)
-    source = paint_backdrop(behind, scene.backdrop)
-    depth = behind.depth
-    owner = torch.full(depth.shape, -1, dtype=torch.int8, device=device)
-    target_hit = None
-    for index, solid in enumerate(scene.solids):
-        hit = cast_solid(scene, solid, rays, frames)
-        if hit is None:
-            continue
-        is_front = hit.depth < depth[hit.window]
-        depth[hit.window] = torch.where(is_front, hit.depth, depth[hit.window])
-        owner[hit.window] = owner[hit.window].masked_fill(is_front, index)
-        everywhere = (slice(None), *hit.window)
-        source[everywhere] = torch.where(is_front, paint_solid(hit, solid.colour, solid.texture), source[everywhere])
-        if index == edit.target:
-            target_hit = hit
-
-    edited = source.clone()
-    mask = torch.zeros(depth.shape, dtype=torch.bool, device=device)
-    if edit.colour is not None and target_hit is not None:
-        everywhere = (slice(None), *target_hit.window)
-        texture = scene.solids[edit.target].texture
-        mask[target_hit.window] = owner[target_hit.window] == edit.target
-        repainted = paint_solid(target_hit, edit.colour, texture)
-        edited[everywhere] = torch.where(mask[target_hit.window], repainted, edited[everywhere])
-    for piece in edit.hat:
-        hit = cast_solid(scene, piece, rays, frames)
-        if hit is None:
-            continue
-        is_front = hit.depth < depth[hit.window]
-        depth[hit.window] = torch.where(is_front, hit.depth, depth[hit.window])
-        mask[hit.window] |= is_front
-        everywhere = (slice(None), *hit.window)
-        edited[everywhere] = torch.where(is_front, paint_solid(hit, piece.colour, piece.texture), edited[everywhere])
-    if edit.backdrop is not None:
-        is_changed = behind.is_floor
-        if edit.backdrop.floor == scene.backdrop.floor:
-            is_changed = ~behind.is_floor
-            is_changed &= ~behind.is_hill if behind.is_hill is not None else True
-            is_changed &= (behind.height == 0) if scene.backdrop.is_room else True
-        mask = is_changed & (owner < 0)
-        edited = torch.where(mask, paint_backdrop(behind, edit.backdrop), edited)
-    if edit.style is not None:
-        mask = torch.ones_like(mask)
-    source, edited = source.transpose(0, 1), edited.transpose(0, 1)
-    if supersample > 1:
-        source, edited = (functional.avg_pool2d(planes, supersample) for planes in (source, edited))
-        mask = functional.max_pool2d(mask.float(), supersample) > 0
-    return source, edited, mask
-
-
-def _develop(
-    world: World, frames: Sequence[int], size: tuple[int, int], source: Tensor, edited: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Vignette, sensor noise and, where the edit is one, the style; then 8 bits. Equal in both outside the edit."""
-    scene = world.scene
-    y = torch.linspace(-1, 1, size[0], device=source.device)[:, None]
-    x = torch.linspace(-1, 1, size[1], device=source.device)
-    shade = 1 - scene.vignette * 0.5 * (x * x + y * y)
-    noise = camera_noise(scene, frames, size, source.device) if scene.noise_sigma > 0 else 0.0
-    source = source * shade + noise
-    edited = world.edit.style(source) if world.edit.style is not None else edited * shade + noise
-    eight_bit = [(rgb * 255).round_().clamp_(0, 255).to(torch.uint8) for rgb in (source, edited)]
-    return eight_bit[0].permute(0, 2, 3, 1).contiguous(), eight_bit[1].permute(0, 2, 3, 1).contiguous()
-
-
-def edited_attribute(frames: Tensor, mask: Tensor) -> Tensor:
-    """Mean colour `[3]` in [0, 1] of `frames` (uint8 or float in [0, 1], [t, h, w, 3]) over the edited pixels.
-
-    The mask's rim, where object and background mix, is left out unless nothing else remains.
-
-    Raises:
-        ValueError: if no pixel is marked.
-    """
-    if not bool(mask.any()):
-        raise ValueError("mask marks no pixel; needs at least one")
-    inner = functional.max_pool2d((~mask).float()[:, None], 3, stride=1, padding=1)[:, 0] == 0
-    chosen = inner if int(inner.sum()) >= 4 else mask
-    values = frames[chosen].float()
-    return values.mean(0) / 255 if frames.dtype == torch.uint8 else values.mean(0)
+    """Any choice of a world's frames: see `render_scene`."""
+    return render_scene(world.scene, world.edit, frames, size=size, device=device, supersample=supersample)
 
 
 def demo_world() -> World:
