@@ -19,6 +19,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,9 @@ ZSTD_PARAMETERS = zstandard.ZstdCompressionParameters.from_level(
 REFERENCE_GAIN = 0.9
 # Elements worked on at once: both planes and the result stay in the L2 cache.
 BLOCK = 1 << 16
+SCRATCH = threading.local()
+MAX_SCRATCH_BYTES = 64 << 20
+ALIGNMENT = 64
 
 
 def latent_meta(segment: PlannedSegment, *, weights_revision: str) -> dict[str, Any]:
@@ -292,14 +296,19 @@ def decode_rows(table: pa.Table) -> dict[str, tuple[Tensor, str]]:
     """All tensors of a file, those that others refer to first."""
     rows = table.select(["name", "shape", "dtype", "stored_dtype", "reference", "plane_bytes"]).to_pylist()
     data = table["data"].combine_chunks() if table["data"].num_chunks != 1 else table["data"].chunk(0)
+    sizes = [(int(np.prod(row["shape"], dtype=np.int64)), len(row["plane_bytes"])) for row in rows]
+    starts = [0, *accumulate(-(-count * itemsize // ALIGNMENT) * ALIGNMENT for count, itemsize in sizes)]
+    # One allocation for all: fresh memory costs a page fault per 4 KiB, and large arrays get huge pages.
+    memory = torch.from_numpy(np.empty(max(starts[-1], 1), np.uint8))
     entry: dict[str, tuple[Tensor, str]] = {}
-    for position, row in sorted(enumerate(rows), key=lambda item: (item[1]["reference"] is not None, item[0])):
-        dtype = DTYPES[row["stored_dtype"]]
-        num_elements = int(np.prod(row["shape"], dtype=np.int64))
-        bits = expand_planes(data[position].as_buffer(), row["plane_bytes"], num_elements)
+    for place in sorted(range(len(rows)), key=lambda place: rows[place]["reference"] is not None):
+        row, (count, itemsize) = rows[place], sizes[place]
+        raw = memory[starts[place] : starts[place] + count * itemsize]
+        tensor = raw.view(DTYPES[row["stored_dtype"]]).reshape(row["shape"])
+        bits = tensor_bits(tensor)
+        expand_planes(data[place].as_buffer(), row["plane_bytes"], bits)
         if row["reference"] is not None:
             add_ulp_distance(bits, tensor_bits(entry[row["reference"]][0]))
-        tensor = torch.from_numpy(bits.reshape(-1).view(np.uint8)).view(dtype).reshape(row["shape"])
         entry[row["name"]] = (tensor, row["dtype"])
     return entry
 
@@ -317,29 +326,38 @@ def compress_planes(bits: np.ndarray) -> list[bytes]:
     return [compressor.compress(columns[:, i].tobytes()) for i in reversed(range(bits.itemsize))]
 
 
-def expand_planes(data: pa.Buffer, plane_bytes: list[int], num_elements: int) -> np.ndarray:
-    """The inverse of `compress_planes`."""
-    decompressor = zstandard.ZstdDecompressor()
+def expand_planes(data: pa.Buffer, plane_bytes: list[int], bits: np.ndarray) -> None:
+    """The inverse of `compress_planes`, into `bits`."""
     view, start = memoryview(data), 0
-    planes: list[np.ndarray] = []
-    for num_bytes in plane_bytes:
-        plane = decompressor.decompress(view[start : start + num_bytes], max_output_size=num_elements)
-        planes.append(np.frombuffer(plane, np.uint8))
+    planes = scratch_planes(len(plane_bytes), bits.size)
+    decompressor = zstandard.ZstdDecompressor()
+    for plane, num_bytes in zip(planes, plane_bytes, strict=True):
+        with decompressor.stream_reader(view[start : start + num_bytes]) as reader:
+            if reader.readinto(plane) != bits.size or reader.read(1):
+                raise ValueError("a plane's length does not fit the tensor's shape")
         start += num_bytes
-    if start != len(view) or any(plane.size != num_elements for plane in planes):
-        raise ValueError("a plane's length does not fit the tensor's shape")
-    bits = np.empty(num_elements, dtype=f"u{len(planes)}")
     if len(planes) == 2:
-        for first in range(0, num_elements, BLOCK):
+        for first in range(0, bits.size, BLOCK):
             block = bits[first : first + BLOCK]
-            block[...] = planes[0][first : first + BLOCK]
+            block[...] = planes[0, first : first + BLOCK]
             block <<= 8
-            block |= planes[1][first : first + BLOCK]
-        return bits
-    columns = bits.view(np.uint8).reshape(num_elements, len(planes))
-    for position, plane in enumerate(reversed(planes)):
-        columns[:, position] = plane
-    return bits
+            block |= planes[1, first : first + BLOCK]
+    else:
+        bits.view(np.uint8).reshape(bits.size, len(planes))[...] = planes[::-1].T
+
+
+def scratch_planes(num_planes: int, num_elements: int) -> np.ndarray:
+    """`[num_planes, num_elements]` bytes of this thread that the next call takes again.
+
+    Fresh memory each time would cost more in page faults than decompression does.
+    """
+    num_bytes = num_planes * num_elements
+    planes = getattr(SCRATCH, "planes", None)
+    if planes is None or planes.size < num_bytes:
+        planes = np.empty(num_bytes, np.uint8)
+        if num_bytes <= MAX_SCRATCH_BYTES:
+            SCRATCH.planes = planes
+    return planes[:num_bytes].reshape(num_planes, num_elements)
 
 
 def ulp_distance(bits: np.ndarray, reference: np.ndarray) -> np.ndarray:
