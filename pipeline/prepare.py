@@ -134,7 +134,7 @@ def prepare_videos(
             ray.data.from_items(list(rows.values()), override_num_blocks=len(todo))
             .flat_map(
                 probe,
-                compute=ray.data.TaskPoolStrategy(size=num_workers),
+                compute=ray.data.TaskPoolStrategy(size=min(num_workers, len(todo))),
                 num_cpus=CPUS_PER_WORKER,
                 max_retries=1,
             )
