@@ -157,6 +157,8 @@ class RgbReader:
         self.stored_height, self.stored_width = (width, height) if is_turned else (height, width)
         self.format = "rgb48le" if is_16bit else "rgb24"
         is_resized = (height, width) != (info.height_px, info.width_px)
+        if is_16bit and height == info.height_px:
+            is_resized = False  # swscale's two-row filters write garbage to 16-bit RGB where the height stays
         self.interpolation = (Interpolation.AREA if is_resized else Interpolation.BICUBIC) | _EXACT
         self.matrix = None if info.chroma == "rgb" else _SWSCALE[info.color_matrix]
         self.range = ColorRange.JPEG if info.color_range == FULL_RANGE else ColorRange.MPEG
@@ -192,7 +194,12 @@ def encoded_pixel_format(info: VideoInfo, height_px: int, width_px: int) -> str:
 
 
 class RgbWriter:
-    """Upright RGB `[H, W, 3]` uint8 or uint16 as encoder frames in the source's matrix and range."""
+    """Upright RGB `[H, W, 3]` uint8 or uint16 as encoder frames in the source's matrix and range.
+
+    swscale converts to 16-bit 4:4:4; chroma is then reduced and everything rounded once, here: swscale would site
+    chroma between the columns, while a decoder takes untagged H.264 for sited on the even ones (half a pixel of colour
+    shift), and it truncates full-range chroma (half a code of tint).
+    """
 
     def __init__(self, info: VideoInfo, *, pixel_format: str) -> None:
         self.format = pixel_format
@@ -201,10 +208,9 @@ class RgbWriter:
         self.reformatter = VideoReformatter()
 
     def write(self, rgb: np.ndarray) -> av.VideoFrame:
-        frame = av.VideoFrame.from_ndarray(rgb, format="rgb48le" if rgb.dtype == np.uint16 else "rgb24")
-        return self.reformatter.reformat(
-            frame,
-            format=self.format,
+        wide = self.reformatter.reformat(
+            av.VideoFrame.from_ndarray(rgb, format="rgb48le" if rgb.dtype == np.uint16 else "rgb24"),
+            format="yuv444p16le",
             src_colorspace=self.matrix,
             dst_colorspace=self.matrix,
             src_color_range=ColorRange.JPEG,
@@ -212,6 +218,40 @@ class RgbWriter:
             interpolation=Interpolation.BICUBIC | _EXACT,
             threads=1,
         )
+        frame = av.VideoFrame(wide.width, wide.height, self.format)
+        bits = frame.format.components[0].bits
+        is_full = self.range == ColorRange.JPEG
+        scale = (2**bits - 1) / 65535 if is_full else 2.0 ** (bits - 16)
+        for index, plane in enumerate(frame.planes):
+            values = _samples(wide.planes[index])
+            zero = 0.5
+            if index:
+                values = _subsampled(values, columns=plane.width, rows=plane.height)
+                zero += 2 ** (bits - 1) - 32768 * scale
+            _fill(plane, np.clip(values * np.float32(scale) + np.float32(zero), 0, 2**bits - 1), bits=bits)
+        return frame
+
+
+def _samples(plane: av.video.plane.VideoPlane) -> np.ndarray:
+    rows = np.frombuffer(memoryview(plane), np.uint16).reshape(plane.height, -1)
+    return rows[:, : plane.width].astype(np.float32)
+
+
+def _subsampled(chroma: np.ndarray, *, columns: int, rows: int) -> np.ndarray:
+    """Chroma sited on the even columns (weights 1 2 1) and between the rows, as H.264 means it by default."""
+    if columns < chroma.shape[1]:
+        left = np.concatenate([chroma[:, :1], chroma[:, 1:-1:2]], axis=1)
+        chroma = 0.5 * chroma[:, ::2] + 0.25 * (left + chroma[:, 1::2])
+    if rows < chroma.shape[0]:
+        chroma = 0.5 * (chroma[::2] + chroma[1::2])
+    return chroma
+
+
+def _fill(plane: av.video.plane.VideoPlane, values: np.ndarray, *, bits: int) -> None:
+    dtype = np.dtype(np.uint16 if bits > 8 else np.uint8)
+    rows = np.zeros((plane.height, plane.line_size // dtype.itemsize), dtype)
+    rows[:, : plane.width] = values
+    plane.update(rows.tobytes())
 
 
 def encoded_range(info: VideoInfo) -> str:
