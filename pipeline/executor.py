@@ -162,6 +162,7 @@ class _Hand:
     name: str
     slot: int
     actor: Any
+    built: float = field(default_factory=time.monotonic)
     node_id: str = ""
     started: Started | None = None
     task: Task | None = None
@@ -264,23 +265,24 @@ class _Run:
         )
 
     def check_staff(self, now: float) -> None:
+        """Tell, once, if the cluster has no place for some workers; end the run if it had none for any for too long."""
         num_ready = sum(hand.started is not None for hand in self.hands.values())
         if num_ready:
             self.last_staffed = now
-        is_short = num_ready < len(self.slots) and now - self.began > SHORT_POOL_S
-        self.scheduler.num_workers = max(1, num_ready if is_short else len(self.slots))
-        if not is_short:
+        num_unplaced = sum(hand.started is None and now - hand.built > SHORT_POOL_S for hand in self.hands.values())
+        self.scheduler.num_workers = max(1, len(self.slots) - num_unplaced)
+        if not num_unplaced:
             return
+        has = ray.cluster_resources()
         facts = (
-            f"{num_ready} of {len(self.slots)} workers are up; each needs {self.pool.num_cpus:g} CPU and "
-            f"{self.pool.num_gpus:g} GPU, the cluster has {ray.cluster_resources().get('CPU', 0):g} and "
-            f"{ray.cluster_resources().get('GPU', 0):g}"
+            f"{num_unplaced} of {len(self.slots)} workers have not come up; each needs {self.pool.num_cpus:g} CPU and "
+            f"{self.pool.num_gpus:g} GPU, the cluster has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}"
         )
         if now - self.last_staffed > self.start_timeout_s:
             raise WorkersUnavailable(f"no worker for {self.start_timeout_s:g} s: {facts}")
         if not self.is_short_told:
             self.is_short_told = True
-            log.warning("%s; going on with what there is", facts)
+            log.warning("%s; %s", facts, "going on with the others" if num_ready else "waiting")
 
     def expect(self, hand: _Hand, ref: Any, purpose: Literal["start", "watch", "run"]) -> None:
         hand.refs[ref] = purpose

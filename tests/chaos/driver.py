@@ -20,7 +20,8 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--workspace", type=Path, required=True)
     parser.add_argument("--address", default="local")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, help="as many as the cluster holds, if not given")
+    parser.add_argument("--cpus", type=float, default=0.2, help="that each worker reserves")
     parser.add_argument("--events", type=Path, help="append one line per event that a killer wants to know")
     arguments = parser.parse_args()
     scheduler = Scheduler(max_attempts=100)  # of random kills, some hit the same task more than three times
@@ -43,7 +44,7 @@ def main() -> int:
     pool = WorkerPool(
         stages=StagesSpec(factory="tests.stages:ScriptedStages", num_threads=None),
         num_workers=arguments.workers,
-        num_cpus=0.2,
+        num_cpus=arguments.cpus,
     )
     result = run_tasks(scheduler, pool, on_event=write_event, node_grace_s=0.3)
     return 0 if all(status.state == "done" for status in result.videos) else 1

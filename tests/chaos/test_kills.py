@@ -18,7 +18,15 @@ from ray.cluster_utils import Cluster
 
 from pipeline.tasks import Task
 from retrieval.store import Store
-from tests.stages import ScriptedStages, done_tasks, generated_again, num_commits, result_bytes, write_script
+from tests.stages import (
+    ScriptedStages,
+    done_tasks,
+    generated_again,
+    generation_log,
+    num_commits,
+    result_bytes,
+    write_script,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -28,13 +36,13 @@ PATIENCE_S = 240
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head and two more nodes; a dead one is noticed after five seconds."""
+    """A head and two more nodes; a dead one is noticed after eight seconds (a starved one must not be)."""
     cluster = Cluster(
         initialize_head=True,
         head_node_args=NODE
         | {
             "include_dashboard": False,
-            "_system_config": {"health_check_period_ms": 1000, "health_check_failure_threshold": 5},
+            "_system_config": {"health_check_period_ms": 1000, "health_check_failure_threshold": 8},
         },
     )
     for _ in range(2):
@@ -72,8 +80,9 @@ class Edits:
     def num_committed(self) -> int:
         return sum(num_commits(url) for url in self.urls)
 
-    def start_driver(self) -> None:
-        command = [sys.executable, "-m", "tests.chaos.driver", "--workspace", str(self.folder), "--workers", "4"]
+    def start_driver(self, *options: str) -> None:
+        command = [sys.executable, "-m", "tests.chaos.driver", "--workspace", str(self.folder)]
+        command += options or ["--workers", "4"]
         command += ["--address", self.cluster.address, "--events", str(self.folder / f"events-{len(self.drivers)}")]
         with self.driver_log(len(self.drivers)).open("wb") as log:
             self.drivers.append(subprocess.Popen(command, stdout=log, stderr=log))
@@ -187,3 +196,20 @@ def test_a_lost_node_costs_no_segment_an_attempt(cluster, tmp_path):
     check(edits, ["raylet"])
     assert edits.failures(), "no task ran on the lost node; the test tests nothing"
     assert set(edits.failures()) == {"NodeLost False"}
+
+
+def test_a_node_that_joins_later_is_used(cluster, tmp_path):
+    """With as many workers as the cluster holds: one per CPU."""
+    edits = Edits(tmp_path, cluster, seed=0, num_videos=1, num_segments=1)
+    write_script(edits.urls[0], [()] * 1000, sleep_s=0.5)
+    edits.start_driver("--cpus", "1")
+    edits.wait_until(lambda: len(edits.worker_pids()) == 3, "three workers")
+    node = cluster.add_node(**NODE)
+
+    def has_four() -> bool:
+        return len({process for line, process in generation_log(edits.urls[0]) if line.startswith("commit")}) == 4
+
+    edits.wait_until(has_four, "commits of a fourth")
+    edits.drivers[-1].terminate()
+    edits.drivers[-1].wait()
+    cluster.remove_node(node)
