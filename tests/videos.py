@@ -138,7 +138,7 @@ def write_source(
             setattr(context, name, value)
         if rotation_deg or is_mirrored:
             stream.set_display_rotation(-rotation_deg, hflip=is_mirrored)
-        tones = [out.add_stream(name, rate=audio_rate) for name in audio]
+        tones = [out.add_stream(name, rate=audio_rate, bit_rate=64_000) for name in audio]
         cues = [out.add_mux_stream(name) for name in subtitles]
         for cue in cues:
             cue.time_base = Fraction(1, 1000)

@@ -153,6 +153,11 @@ def _without_times(folder: Path) -> Path:
     return write_source(folder / "raw.h264", container="h264")
 
 
+def _sound_without_container(folder: Path) -> Path:
+    time_base = Fraction(1, 1000)
+    return write_source(folder / "v.asf", codec="mpeg4", audio=["wmav2"], time_base=time_base, step=40)
+
+
 BAD_FILES = [
     (_empty, EmptyVideo, "0 bytes"),
     (_text, UnreadableVideo, "not a video file"),
@@ -171,6 +176,7 @@ BAD_FILES = [
     (_size_changes, UnsupportedVideo, "frame 5 is"),
     (_hdr, UnsupportedVideo, "HDR.*PQ.*tone-map"),
     (_hybrid_log_gamma, UnsupportedVideo, "HDR.*HLG"),
+    (_sound_without_container, UnsupportedVideo, "neither MP4 nor Matroska can carry audio stream 1"),
     (_odd_matrix, UnsupportedVideo, "colour matrix 8"),
     (_goes_back, BadTimestamps, "frame 3 is at 80, frame 2 at 120"),
     (_stands_still, BadTimestamps, "frame 2 is at 40"),
