@@ -14,6 +14,9 @@ from retrieval.embed import BUNDLED_FOLDER, Embedder, embedder_revision, load_em
 
 @pytest.fixture(scope="module")
 def embedder() -> Embedder:
+    import torch
+
+    torch.set_num_threads(1)  # as every worker
     return load_embedder()
 
 
