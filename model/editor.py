@@ -1,7 +1,7 @@
 """`MemoryEditor`: Memory-V2V as an `Editor`. Encodes, edits and decodes one segment.
 
 The result is a pure function of the request and the weights: noise is drawn on the CPU from the request's seed, and
-nothing is kept between calls. Everything runs in float32 on a CPU (bfloat16 is slower there) and on a GPU in `dtype`.
+nothing is kept between calls. Everything runs in float32 (on a CPU bfloat16 is slower at this size).
 Knows nothing of how a memory was found; its kernel comes with it.
 """
 
@@ -19,6 +19,7 @@ from model.presets import Preset
 from model.text_encoder import ByteTextEncoder
 from model.transformer import MemoryTransformer3DModel
 from model.types import EditRequest, EditResult, MemoryBatch
+from model.weights import load_codec, load_transformer
 
 
 @dataclass(kw_only=True)
@@ -32,15 +33,13 @@ class MemoryEditor:
     @classmethod
     def from_preset(cls, preset: Preset, *, device: str = "cpu") -> "MemoryEditor":
         """Load every component of a preset's folder."""
-        transformer = MemoryTransformer3DModel.from_pretrained(
-            preset.path / "transformer", torch_dtype=torch.float32, low_cpu_mem_usage=False
-        )
-        codec = PatchCodec.from_pretrained(preset.path / "codec", low_cpu_mem_usage=False)
+        transformer = load_transformer(preset.path / "transformer")
+        codec = load_codec(preset.path / "codec")
         text_encoder = ByteTextEncoder.from_pretrained(preset.path / "text_encoder")
         return cls(
             preset=preset,
-            transformer=transformer.to(device).eval(),
-            codec=codec.to(device).eval(),
+            transformer=transformer.to(device),
+            codec=codec.to(device),
             text_encoder=text_encoder.to(device).eval(),
             device=device,
         )

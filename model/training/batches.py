@@ -21,6 +21,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from model.codec import PatchCodec
+from model.flow import shift_sigma
 from model.memory import BASE_KERNEL, COARSE_KERNEL, RELEVANT_KERNEL
 from model.training.scene import Split
 from model.training.worlds import make_world, render
@@ -195,56 +196,61 @@ class BatchSampler:
     """Draws batch number `step`, always the same one.
 
     Args:
-        batch_size: samples per batch at the first frame size; others get as many as make about the same tokens.
         memory_noise: strongest noise put on memory latents, so that the drift of generated memories is no surprise.
         shift: sigmas are uniform, then shifted towards noise by this (`flow.shift_sigma`).
     """
 
-    def __init__(
-        self, cache: Sequence[Segments], *, seed: int, batch_size: int, memory_noise: float, shift: float
-    ) -> None:
-        self.cache, self.seed, self.batch_size = cache, seed, batch_size
+    def __init__(self, cache: Sequence[Segments], *, seed: int, memory_noise: float, shift: float) -> None:
+        self.cache, self.seed = cache, seed
         self.memory_noise, self.shift = memory_noise, shift
-        self.visible = [segments.mask.float().mean((1, 2, 3)) >= MIN_VISIBLE for segments in cache]
+        self.visible = [segments.mask.float().mean((2, 3)) >= MIN_VISIBLE for segments in cache]
         self.rows = [_rows_by_world(segments) for segments in cache]
 
-    def batch(self, step: int, *, num_frames: int | None = None) -> Batch:
-        """Batch `step`; with `num_frames`, only that many leading latent frames (cheaper, early in training)."""
+    def batch(self, step: int, *, batch_size: int, num_frames: int) -> Batch:
+        """Batch `step`, from every segment a run of `num_frames` latent frames (fewer than all early in training)."""
         generator = torch.Generator().manual_seed((self.seed << 32) + step)
         weights = torch.tensor([float(len(segments)) for segments in self.cache])
         number = int(torch.multinomial(weights, 1, generator=generator))
         segments, visible, rows = self.cache[number], self.visible[number], self.rows[number]
         layout = LAYOUTS[int(torch.multinomial(torch.tensor([p for p, _ in LAYOUTS]), 1, generator=generator))][1]
 
-        targets, memories = [], []
+        drawn: list[tuple[int, list[int]]] = []
         order = torch.randperm(len(rows), generator=generator).tolist()
-        for world_rows in (rows[i % len(rows)] for i in order * (1 + self.batch_size // len(order))):
-            drawn = _draw_segments(world_rows, segments, visible, layout, generator)
-            if drawn is not None:
-                targets.append(drawn[0])
-                memories.append(drawn[1])
-            if len(targets) == self.batch_size:
+        for index in order * (1 + batch_size // len(order)):
+            chosen = _draw_segments(rows[index], segments, visible.any(1), layout, generator)
+            drawn += [chosen] if chosen is not None else []
+            if len(drawn) == batch_size:
                 break
 
-        frames = slice(0, num_frames)
-        x_0 = segments.edited[targets][:, :, frames].float()
-        uniform = torch.rand(len(targets), generator=generator)
+        def cut(chosen: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+            """Source, edited and mask of a run of frames of every chosen segment, one that shows the edit if it can."""
+            last = segments.mask.shape[1] - num_frames
+            runs = []
+            for row in chosen:
+                shows = visible[row].float().unfold(0, num_frames, 1).amax(1) + 0.02
+                start = int(torch.multinomial(shows, 1, generator=generator)) if last else 0
+                runs.append((row, slice(start, start + num_frames)))
+            return (
+                torch.stack([segments.source[row, :, run] for row, run in runs]).float(),
+                torch.stack([segments.edited[row, :, run] for row, run in runs]).float(),
+                torch.stack([segments.mask[row, run] for row, run in runs]),
+            )
+
+        source, x_0, mask = cut([target for target, _ in drawn])
         memory = []
         for place, (role, kernel) in enumerate(layout):
-            chosen = [row[place] for row in memories]
-            latents = torch.cat([segments.edited[chosen], segments.source[chosen]], dim=1)[:, :, frames].float()
-            level = self.memory_noise * torch.rand(len(chosen), 1, 1, 1, 1, generator=generator)
-            noise = torch.randn(latents.shape, generator=generator)
+            clean_source, edited, _ = cut([memories[place] for _, memories in drawn])
             # Only the edited half is ever generated; the source half is always exact.
-            noise[:, latents.shape[1] // 2 :] = 0
-            memory.append(MemoryBatch(role=role, kernel=kernel, latents=latents + level * noise))
+            level = self.memory_noise * torch.rand(len(edited), 1, 1, 1, 1, generator=generator)
+            edited = edited + level * torch.randn(edited.shape, generator=generator)
+            memory.append(MemoryBatch(role=role, kernel=kernel, latents=torch.cat([edited, clean_source], dim=1)))
         return Batch(
-            instructions=[segments.instructions[int(segments.world[row])] for row in targets],
-            source=segments.source[targets][:, :, frames].float(),
+            instructions=[segments.instructions[int(segments.world[target])] for target, _ in drawn],
+            source=source,
             x_0=x_0,
             noise=torch.randn(x_0.shape, generator=generator),
-            sigma=self.shift * uniform / (1 + (self.shift - 1) * uniform),
-            mask=segments.mask[targets][:, frames],
+            sigma=shift_sigma(torch.rand(len(drawn), generator=generator), self.shift),
+            mask=mask,
             memory=tuple(memory),
         )
 

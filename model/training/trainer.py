@@ -24,6 +24,7 @@ from model.text_encoder import ByteTextEncoder
 from model.training.batches import Batch, BatchSampler, load_cache
 from model.training.codec_fit import fit_codec, noise_videos, world_videos
 from model.transformer import MemoryTransformer3DModel
+from model.weights import load_codec
 
 TINY_SIZES = ((64, 64), (56, 72), (48, 88), (40, 96), (72, 56), (88, 48), (96, 40))
 CODEC_SEED = 1_000_000
@@ -41,7 +42,8 @@ class TrainingConfig:
         num_shards: parts of a batch worked on at the same time, one CPU thread each; part of what the result depends on.
         steps: length of the learning-rate schedule, and where the run ends.
         minutes: stop (and write the preset) after this much time even if steps are left; resumable.
-        short_steps: how many of the first steps see only the first 2 latent frames, which costs a third.
+        stages: (steps, latent frames, batch size) one after the other: single frames teach most of what an instruction and a
+            memory mean at a tenth of the cost. The last stage lasts to the end.
         memory_noise: strongest noise on memory latents (the paper adds noise too, level not given).
         edit_weight: weight of the error inside the edited region beside the error everywhere.
         shift: training sigmas are uniform, shifted towards noise by this.
@@ -51,18 +53,17 @@ class TrainingConfig:
     cache: Path | None = None
     resume: bool = False
     seed: int = 0
-    steps: int = 2000
+    steps: int = 2400
     minutes: float | None = None
-    batch_size: int = 16
+    stages: tuple[tuple[int, int, int], ...] = ((1200, 1, 48), (500, 2, 24), (700, 5, 12))
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     weight_decay: float = 0.01
     ema_decay: float = 0.997
     max_gradient_norm: float = 1.0
-    short_steps: int = 500
     memory_noise: float = 0.2
     edit_weight: float = 1.0
-    shift: float = 3.0
+    shift: float = 4.0
     num_worlds: int = 2000
     num_codec_worlds: int = 150
     render_workers: int = 2
@@ -76,13 +77,13 @@ class TrainingConfig:
     sizes: tuple[tuple[int, int], ...] = TINY_SIZES
     segment_frames: int = 17
     num_inference_steps: int = 8
-    inference_shift: float = 3.0
+    inference_shift: float = 5.0
     max_instruction_tokens: int = 512
     checkpoint_every: int = 100
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "num_worlds", "num_codec_worlds", "checkpoint_every", "log_every"):
+        for name in ("steps", "num_worlds", "num_codec_worlds", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; needs at least 1")
         if self.num_worlds <= len(self.sizes):
@@ -154,6 +155,30 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     return config.learning_rate * warm * (0.525 + 0.475 * math.cos(math.pi * progress))
 
 
+def stage_at(step: int, config: TrainingConfig) -> tuple[int, int]:
+    """Latent frames and batch size of a step."""
+    end = 0
+    for steps, num_frames, batch_size in config.stages:
+        end += steps
+        if step < end:
+            break
+    return num_frames, batch_size
+
+
+def make_optimizers(editing: Editing, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for all else (embeddings, norms, modulation, input and output)."""
+    matrices, rest = [], []
+    for name, parameter in editing.named_parameters():
+        is_inner = parameter.ndim == 2 and ("blocks." in name or ".block." in name) and "relative" not in name
+        (matrices if is_inner else rest).append(parameter)
+    return [
+        torch.optim.Muon(
+            matrices, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay),
+    ]
+
+
 def channel_weights(codec: PatchCodec) -> Float[Tensor, "c 2"]:
     """Between latents (all channels alike) and pixels (by variance): by standard deviation, mean 1."""
     deviations = torch.stack([codec.first_std, codec.group_std], dim=1)
@@ -181,9 +206,7 @@ def train(config: TrainingConfig) -> Path:
         segment_frames=config.segment_frames, workers=config.render_workers,
     )  # fmt: skip
     print(f"{sum(map(len, cache))} segments of {config.num_worlds} worlds", flush=True)
-    sampler = BatchSampler(
-        cache, seed=config.seed, batch_size=config.batch_size, memory_noise=config.memory_noise, shift=config.shift
-    )
+    sampler = BatchSampler(cache, seed=config.seed, memory_noise=config.memory_noise, shift=config.shift)
     range_frames = (config.segment_frames - 1) // codec.config.group_frames + 1
     weights = channel_weights(codec)
 
@@ -191,20 +214,24 @@ def train(config: TrainingConfig) -> Path:
     editing = Editing(config)
     parameters = [p for p in editing.parameters() if p.requires_grad]
     average = [p.detach().clone() for p in parameters]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
-    )
+    optimizers = make_optimizers(editing, config)
     step = 0
     if config.resume:
         saved = torch.load(checkpoint_path, weights_only=True)
         editing.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         average, step = saved["average"], saved["step"]
         print(f"resumed at step {step}", flush=True)
     print(f"{sum(p.numel() for p in parameters) / 1e6:.2f} M parameters", flush=True)
 
     def save() -> None:
-        state = {"model": editing.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step}
+        state = {
+            "model": editing.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "average": average,
+            "step": step,
+        }
         partial = checkpoint_path.with_suffix(".partial")
         torch.save(state, partial)
         partial.rename(checkpoint_path)
@@ -231,18 +258,19 @@ def train(config: TrainingConfig) -> Path:
             if config.minutes is not None and time.monotonic() - started > 60 * config.minutes:
                 print(f"stopping after {config.minutes} minutes", flush=True)
                 break
-            batch = sampler.batch(step, num_frames=2 if step < config.short_steps else None)
+            num_frames, batch_size = stage_at(step, config)
+            batch = sampler.batch(step, batch_size=batch_size, num_frames=num_frames)
             rate = learning_rate(step, config)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             results = list(pool.map(gradients, batch.shards(config.num_shards)))
             loss = torch.stack([result[0] for result in results]).mean()
             edited = torch.cat([result[1] for result in results])
             for index, parameter in enumerate(parameters):
                 parameter.grad = torch.stack([result[2][index] for result in results]).mean(0)
             norm = nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                optimizer.step()
             decay = min(config.ema_decay, (step + 1) / (step + 10))
             torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
             step += 1
@@ -279,7 +307,7 @@ def prepare_codec(config: TrainingConfig) -> PatchCodec:
     """The run's codec: fitted once, then kept beside the checkpoint, so that a resumed run has the same."""
     folder = config.output / "codec"
     if (folder / "config.json").exists():
-        return PatchCodec.from_pretrained(folder, low_cpu_mem_usage=False)
+        return load_codec(folder)
     size = config.sizes[0]
     videos = [
         *world_videos(config.num_codec_worlds, seed=CODEC_SEED, size=size),

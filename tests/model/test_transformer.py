@@ -1,0 +1,136 @@
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor, nn
+
+from model.memory import KERNELS
+from model.transformer import MemoryTransformer3DModel
+from model.types import MemoryBatch
+
+SMALL = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 32,
+    "in_channels": 12,
+    "out_channels": 6,
+    "text_dim": 16,
+    "freq_dim": 32,
+    "ffn_dim": 64,
+    "num_layers": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[WanTransformer3DModel, MemoryTransformer3DModel]:
+    """diffusers' network and ours with the same random weights."""
+    torch.manual_seed(0)
+    theirs = WanTransformer3DModel(patch_size=(1, 2, 2), **SMALL).eval()
+    ours = MemoryTransformer3DModel(**SMALL).eval()
+    missing, unexpected = ours.load_state_dict(theirs.state_dict(), strict=False)
+    assert not unexpected
+    assert all(name.startswith("memory_patch_embedding.") for name in missing)
+    return theirs, ours
+
+
+def inputs(seed: int, *, batch: int = 2, size: tuple[int, int] = (6, 8)) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(batch, 12, 3, *size, generator=generator),
+        torch.rand(batch, generator=generator) * 1000,
+        torch.randn(batch, 7, 16, generator=generator),
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(6, 8), (2, 10)])
+def test_without_memory_it_is_diffusers_wan(pair: tuple, size: tuple[int, int]) -> None:
+    theirs, ours = pair
+    latents, timestep, text = inputs(1, size=size)
+    torch.testing.assert_close(
+        ours(latents, timestep, text).sample, theirs(latents, timestep, text).sample, rtol=0, atol=1e-5
+    )
+
+
+@torch.no_grad()
+def test_two_timesteps_in_one_sequence_equal_diffusers_one_timestep_per_token(pair: tuple) -> None:
+    """A memory in the base kernel, in the previous segment's range, is what diffusers sees as a video of 2T frames whose
+    second half stands at timestep 0."""
+    theirs, ours = pair
+    target, timestep, text = inputs(2)
+    memory, _, _ = inputs(3)
+    ours.memory_patch_embedding["1x2x2"].load_state_dict(ours.patch_embedding.state_dict())
+    got = ours(target, timestep, text, memory=[MemoryBatch(role="previous", kernel=(1, 2, 2), latents=memory)]).sample
+    num_tokens = 3 * 3 * 4
+    per_token = torch.cat([timestep[:, None].expand(-1, num_tokens), torch.zeros(2, num_tokens)], dim=1)
+    # diffusers numbers the frames of one long video; so are our ranges: the target's 0..T-1, then T..2T-1.
+    expected = theirs(torch.cat([target, memory], dim=2), per_token, text).sample[:, :, :3]
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_padding_of_texts_changes_nothing(pair: tuple) -> None:
+    _, ours = pair
+    latents, timestep, text = inputs(4)
+    padded = torch.cat([text, torch.full((2, 5, 16), 9.0)], dim=1)
+    mask = torch.arange(12)[None].expand(2, -1) < 7
+    memory = [MemoryBatch(role="retrieved", kernel=(1, 8, 8), latents=latents)]
+    expected = ours(latents, timestep, text, memory=memory).sample
+    torch.testing.assert_close(
+        ours(latents, timestep, padded, encoder_attention_mask=mask, memory=memory).sample, expected, rtol=0, atol=1e-5
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_memory_reaches_the_target_and_their_order_does_not_matter(pair: tuple, kernel: tuple) -> None:
+    _, ours = pair
+    latents, timestep, text = inputs(5, size=(10, 12))
+    one, other = (
+        MemoryBatch(role="retrieved", kernel=kernel, latents=inputs(seed, size=(10, 12))[0]) for seed in (6, 7)
+    )
+    alone = ours(latents, timestep, text, memory=[one]).sample
+    both = ours(latents, timestep, text, memory=[one, other]).sample
+    assert (alone - ours(latents, timestep, text).sample).abs().max() > 1e-4
+    assert (both - alone).abs().max() > 1e-4
+    torch.testing.assert_close(ours(latents, timestep, text, memory=[other, one]).sample, both, rtol=0, atol=1e-5)
+
+
+def test_the_role_of_a_memory_is_its_place_in_time(pair: tuple) -> None:
+    _, ours = pair
+    latents, _, _ = inputs(8)
+    group = ours.tokenize(
+        latents,
+        [
+            MemoryBatch(role="retrieved", kernel=(1, 4, 4), latents=latents),
+            MemoryBatch(role="previous", kernel=(1, 2, 2), latents=latents),
+            MemoryBatch(role="retrieved", kernel=(1, 8, 8), latents=latents),
+        ],
+        num_range_frames=3,
+    )
+    times = {}
+    for span in group.spans:
+        times.setdefault(span.video, []).append(group.positions[0, span.start : span.end, 0].unique().tolist())
+    assert times == {
+        0: [[0], [1], [2]],
+        1: [[6], [7], [8]],
+        2: [[3], [4], [5]],
+        3: [[6], [7], [8]],
+    }
+    assert [span.start for span in group.spans[1:]] == [span.end for span in group.spans[:-1]]
+    assert group.spans[-1].end == group.num_tokens
+
+
+def test_unknown_memory_kernel_is_named(pair: tuple) -> None:
+    latents, timestep, text = inputs(9)
+    with pytest.raises(ValueError, match="1x3x3; needs one of"):
+        pair[1](latents, timestep, text, memory=[MemoryBatch(role="retrieved", kernel=(1, 3, 3), latents=latents)])
+
+
+def test_gradients_reach_every_parameter() -> None:
+    torch.manual_seed(1)
+    model = MemoryTransformer3DModel(**SMALL)
+    latents, timestep, text = inputs(10)
+    memory = [MemoryBatch(role="retrieved", kernel=kernel, latents=latents) for kernel in KERNELS]
+    model(latents, timestep, text, memory=memory).sample.square().mean().backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    assert not silent, silent
+    assert isinstance(model.memory_patch_embedding["1x4x4"], nn.Conv3d)
