@@ -14,7 +14,7 @@ import tyro
 
 from jobs.edit import report_run
 from pipeline.manifest import load_manifest
-from pipeline.run import EditRun
+from pipeline.run_record import EditRun
 from pipeline.worlds_video import write_demo_world
 
 STREET_INSTRUCTION = "make it look like a warm sunset"

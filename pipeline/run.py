@@ -9,162 +9,33 @@ started only if there is something to do. The driver imports neither torch nor a
 import statistics
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
-
-import pyarrow as pa
+from typing import Any
 
 from model.presets import Preset, resolve_preset
-from pipeline.events import Event, TaskFailed, TaskFinished, VideoQuarantined, WorkerDied, WorkerJoined
 from pipeline.ledger import AttemptLedger
 from pipeline.manifest import ManifestRow
 from pipeline.plan import PlanFigures, format_plan_table, freeze_plan, plan_figures, plan_segments
 from pipeline.prepare import SHOT_DETECTION, PreparedVideo, PrepareJob, load_prepared, prepare_videos
 from pipeline.progress import Progress
+from pipeline.ray_session import default_workers, ray_resources, ray_session
 from pipeline.report import write_report
+from pipeline.run_record import EditRun, Failure, RunOutcome, Status, VideoOutcome, finish_run, start_run
 from pipeline.scheduler import Scheduler, VideoPlan
 from pipeline.source import SourceError, SourceIdentity, identify_sources
 from pipeline.spec import EditSpec, Retrieval, SegmentGeometry, Turn, prepare_id
 from pipeline.tasks import TaskKind
-from pipeline.versions import package_versions
+from pipeline.watch import Watch
 from retrieval.commits import committed_segments
 from retrieval.embed import embedder_revision
 from retrieval.schema import PlannedSegment
 from retrieval.store import Store
 
-Status = Literal["done", "skipped", "failed", "quarantined", "planned"]
 
-RESULT_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("source", pa.string()),
-        ("status", pa.string()),
-        ("edit_id", pa.string()),
-        ("edit_url", pa.string()),
-        ("output", pa.string()),
-        ("segments", pa.int32()),
-        ("generated_segments", pa.int32()),
-        ("error_type", pa.string()),
-        ("error", pa.string()),
-        ("seconds", pa.float64()),
-    ]
-)
-
-FAILURE_SCHEMA = pa.schema(
-    [
-        ("video", pa.string()),
-        ("stage", pa.string()),
-        ("start_frame", pa.int64()),
-        ("end_frame", pa.int64()),
-        ("error_type", pa.string()),
-        ("message", pa.string()),
-        ("attempts", pa.int32()),
-    ]
-)
-
-TIMELINE_SCHEMA = pa.schema(
-    [
-        ("video", pa.string()),
-        ("kind", pa.string()),
-        ("segment", pa.int32()),
-        ("worker", pa.string()),
-        ("node", pa.string()),
-        ("started_at", pa.float64()),
-        ("finished_at", pa.float64()),
-    ]
-)
-
-PRIVATE_OBJECT_STORE_BYTES = 256 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class EditRun:
-    """Everything a run is asked to do. `editor_factory` is "module:callable", for editors that are no preset."""
-
-    workspace: str
-    rows: tuple[ManifestRow, ...]
-    size: Literal["source", "model"] = "source"
-    top_k: int = 3
-    method: Literal["memory", "independent", "previous"] = "memory"
-    max_attempts: int = 3
-    max_parallel_per_video: int | None = None
-    workers: int | None = None
-    address: str = "local"
-    embedder: str = "bundled"
-    dry_run: bool = False
-    editor_factory: str = "model.presets:load_editor"
-
-    def __post_init__(self) -> None:
-        for name, least in (("top_k", 0), ("max_attempts", 1), ("workers", 1), ("max_parallel_per_video", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"--{name.replace('_', '-')} is {value}; needs at least {least}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoOutcome:
-    """What became of one video; a row of `results.parquet` and an element of the JSON result."""
-
-    id: str
-    source: str
-    status: Status
-    edit_id: str = ""
-    edit_url: str = ""
-    output: str | None = None
-    segments: int = 0
-    generated_segments: int = 0
-    error_type: str | None = None
-    error: str | None = None
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """A row of `failures.parquet`. The span is in frames of the source, None where the failure is of the whole video."""
-
-    video: str
-    stage: str
-    start_frame: int | None = None
-    end_frame: int | None = None
-    error_type: str
-    message: str
-    attempts: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOutcome:
-    run_id: str
-    workspace: str
-    videos: tuple[VideoOutcome, ...]
-    report: str | None = None
-    plan_table: str | None = None
-
-    @property
-    def exit_status(self) -> int:
-        return int(any(video.status in ("failed", "quarantined") for video in self.videos))
-
-    def to_json(self) -> dict[str, Any]:
-        names = ("id", "source", "status", "output", "segments", "generated_segments", "error_type", "error")
-        return {
-            "run_id": self.run_id,
-            "videos": [{name: getattr(video, name) for name in names} for video in self.videos],
-        }
-
-    def summary(self) -> str:
-        lines = [self.plan_table] if self.plan_table else []
-        for video in self.videos:
-            text = {
-                "done": f"{video.output} ({video.generated_segments} of {video.segments} segments generated)",
-                "skipped": f"nothing to do, finished before: {video.output}",
-                "planned": f"{video.segments} segments planned",
-            }.get(video.status, f"{video.error_type}: {video.error}")
-            lines.append(f"{video.status:<11}  {video.id}  {text}")
-        if self.report:
-            lines.append(f"report       {self.report}")
-        return "\n".join(lines)
+class RunError(RuntimeError):
+    """The run as a whole cannot go on: the message says why. What was committed stays."""
 
 
 @dataclass
@@ -221,23 +92,6 @@ def run_edit(run: EditRun, progress: Progress) -> RunOutcome:
     finish_run(workspace, run_id, run, started, outcomes, failures, timeline)
     report = write_report(workspace, run_id)
     return RunOutcome(run_id=run_id, workspace=run.workspace, videos=outcomes, report=report)
-
-
-class RunError(RuntimeError):
-    """The run as a whole cannot go on: the message says why. What was committed stays."""
-
-
-def load_run(workspace: Store, run_id: str) -> EditRun:
-    """The settings of an earlier run of this workspace."""
-    command = (workspace / "runs" / run_id).read_json("run.json")["command"]
-    return EditRun(**{**command, "rows": tuple(ManifestRow(**row) for row in command["rows"])})
-
-
-def forget_attempts(workspace: Store, run_id: str, videos: Collection[str]) -> None:
-    """Clear what is charged to the edits of these videos in that run; `failures.parquet` keeps what happened."""
-    for row in (workspace / "runs" / run_id).read_table("results.parquet").to_pylist():
-        if row["id"] in videos and row["edit_id"]:
-            AttemptLedger(workspace / "videos" / row["id"] / "edits" / row["edit_id"] / "attempts").clear()
 
 
 def open_edits(edits: Sequence[VideoEdit]) -> list[VideoEdit]:
@@ -358,12 +212,6 @@ def measured_seconds_per_segment(workspace: Store, edit: VideoEdit) -> float | N
     return None
 
 
-def default_workers() -> int:
-    """One per GPU of the cluster, else one per core."""
-    resources = ray_resources()
-    return max(1, int(resources.get("GPU", 0)) or int(resources.get("CPU", 1)))
-
-
 def execute(
     edits: Sequence[VideoEdit], run: EditRun, progress: Progress, timeline: list[dict[str, Any]]
 ) -> list[Failure]:
@@ -378,7 +226,7 @@ def execute(
     )
     for edit in by_video.values():
         enter(edit, run, scheduler, progress)
-    watch = Watch(edits=by_video, progress=progress, num_workers=num_workers, timeline=timeline)
+    watch = Watch(progress=progress, num_workers=num_workers, timeline=timeline)
     stages = StagesSpec(
         factory="pipeline.stages:EditStages", kwargs={"size": run.size, "editor_factory": run.editor_factory}
     )
@@ -391,6 +239,7 @@ def execute(
     failures = []
     for status in result.videos:
         edit = by_video[status.video]
+        edit.generated = watch.generated[status.video]
         seconds = time.time() - started
         if status.failure is None:
             assert edit.store is not None
@@ -443,56 +292,6 @@ def enter(edit: VideoEdit, run: EditRun, scheduler: Scheduler, progress: Progres
     progress.video_planned(edit.row.id, len(edit.plan), len(committed))
 
 
-@dataclass(kw_only=True)
-class Watch:
-    """Turns the executor's events into progress and the run's timeline."""
-
-    edits: dict[str, VideoEdit]
-    progress: Progress
-    num_workers: int
-    timeline: list[dict[str, Any]]
-    alive: set[str] = field(default_factory=set)
-
-    def __call__(self, event: Event) -> None:
-        match event:
-            case WorkerJoined():
-                self.alive.add(event.worker)
-                self.progress.workers(len(self.alive), self.num_workers)
-            case WorkerDied():
-                self.alive.discard(event.worker)
-                self.progress.workers(len(self.alive), self.num_workers)
-                self.progress.note(f"worker {event.worker} died: {event.reason}")
-            case TaskFinished():
-                self.finished(event)
-            case TaskFailed():
-                charged = f"attempt {event.num_attempts}" if event.is_charged else "not charged"
-                where = f"{event.task.video} {event.task.kind} {event.task.index}"
-                self.progress.note(f"{where}: {event.failure.error_type}: {event.failure.message} ({charged})")
-            case VideoQuarantined():
-                self.progress.video_failed(event.task.video, event.failure.error_type, event.failure.message)
-
-    def finished(self, event: TaskFinished) -> None:
-        task = event.task
-        self.timeline.append(
-            {
-                "video": task.video,
-                "kind": task.kind,
-                "segment": task.index,
-                "worker": event.worker,
-                "node": event.node,
-                "started_at": event.started_at,
-                "finished_at": event.ended_at,
-            }
-        )
-        if task.kind == "edit":
-            self.edits[task.video].generated += bool(event.summary.get("generated"))
-            self.progress.segment_done(task.video)
-        elif task.kind == "render":
-            self.progress.rendered(task.video)
-        else:
-            self.progress.video_done(task.video, event.summary["output"])
-
-
 def outcome(edit: VideoEdit, *, status: Status, **values: Any) -> VideoOutcome:
     return VideoOutcome(
         id=edit.row.id,
@@ -508,62 +307,3 @@ def fail(edit: VideoEdit, failure: Failure) -> Failure:
     """End a video before it has segments to edit."""
     edit.outcome = outcome(edit, status="failed", error_type=failure.error_type, error=failure.message)
     return failure
-
-
-def start_run(workspace: Store, run_id: str, run: EditRun, started: float) -> None:
-    (workspace / "runs" / run_id).write_json("run.json", run_record(run_id, run, started, finished=None))
-
-
-def finish_run(
-    workspace: Store,
-    run_id: str,
-    run: EditRun,
-    started: float,
-    outcomes: Sequence[VideoOutcome],
-    failures: Sequence[Failure],
-    timeline: list[dict[str, Any]],
-) -> None:
-    """Everything of the run; `run.json` with its end comes last."""
-    folder = workspace / "runs" / run_id
-    folder.write_table("results.parquet", pa.Table.from_pylist([asdict(row) for row in outcomes], schema=RESULT_SCHEMA))
-    folder.write_table(
-        "failures.parquet", pa.Table.from_pylist([asdict(row) for row in failures], schema=FAILURE_SCHEMA)
-    )
-    folder.write_table("timeline.parquet", pa.Table.from_pylist(timeline, schema=TIMELINE_SCHEMA))
-    folder.write_json("run.json", run_record(run_id, run, started, finished=time.time()))
-
-
-def run_record(run_id: str, run: EditRun, started: float, *, finished: float | None) -> dict[str, Any]:
-    return {
-        "run_id": run_id,
-        "command": asdict(run),
-        "started_at": started,
-        "finished_at": finished,
-        "versions": package_versions(),
-    }
-
-
-@contextmanager
-def ray_session(address: str) -> Iterator[None]:
-    """Ray for the time of a run. A private one is shut down with the run; one that was there before is left as it is."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
-    if address == "local":
-        # Frames and latents go through the store, never through Ray's object store.
-        ray.init(address="local", include_dashboard=False, object_store_memory=PRIVATE_OBJECT_STORE_BYTES, **quiet)
-    else:
-        ray.init(address=address, **quiet)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def ray_resources() -> dict[str, float]:
-    import ray
-
-    return ray.cluster_resources()
