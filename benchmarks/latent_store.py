@@ -9,16 +9,15 @@ local disk (page cache warm). Every format is checked to give back every bit. Ra
 time, the least of many rounds in which the formats take turns, so that other work on the machine counts little.
 """
 
-import platform
-import subprocess
+import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
+from unittest import mock
 
 import av
 import numpy as np
@@ -30,6 +29,7 @@ import zstandard
 from einops import rearrange
 from torch import Tensor
 
+from benchmarks.provenance import provenance, write_result
 from model.training.worlds import make_world, render
 from model.types import Editor, EditRequest, MemoryVideo
 from retrieval import latents as ours
@@ -37,6 +37,7 @@ from retrieval.latents import LatentLRU, LatentStore
 from retrieval.store import Store
 
 Latents = dict[str, Tensor]
+PACKAGES = ("pyarrow", "zstandard", "torch", "numpy")
 PREVIOUS_KERNEL = (1, 2, 2)
 LARGE_SHAPE = (21, 30, 52)
 """(t, h, w) of Wan2.2-5B's latents for 81 frames at 480x832."""
@@ -191,18 +192,13 @@ def stream_split_format(name: str, **options: object) -> Format:
     return Format(name=name, write=write, read=read)
 
 
-def latent_store_format(name: str, *, has_reference: bool) -> Format:
-    """What `retrieval/latents.py` writes, with or without distances from the source."""
+def latent_store_format(name: str, *, references: Mapping[str, str]) -> Format:
+    """What `retrieval/latents.py` writes, with or without references to the source."""
 
     def write(tensors: Latents) -> bytes:
         entry = {key: (tensor, "bfloat16") for key, tensor in tensors.items()}
-        references = ours.REFERENCES
-        ours.REFERENCES = references if has_reference else {}
-        try:
-            rows = [ours.encode_row(key, entry) for key in entry]
-        finally:
-            ours.REFERENCES = references
-        return table_bytes(pa.Table.from_pylist(rows, schema=ours.LATENT_SCHEMA), compression="none")
+        with mock.patch.object(ours, "REFERENCES", references):
+            return ours.parquet_bytes([ours.encode_row(key, entry) for key in entry], {}).to_pybytes()
 
     def read(data: bytes, shapes: Mapping[str, torch.Size]) -> Latents:
         return {key: tensor for key, (tensor, _) in ours.decode_rows(read_table(data)).items()}
@@ -233,7 +229,7 @@ def formats() -> list[Format]:
         "planes apart, zstd-1": (*planes_apart(zstd(level=1)), {"compression": "none"}),
         "planes apart, zstd-3": (*planes_apart(zstd(level=3)), {"compression": "none"}),
         "planes apart, zstd-19": (*planes_apart(zstd(level=19)), {"compression": "none"}),
-        "planes apart, zstd-1, matches of 7": (
+        "planes apart, zstd with few matches": (
             *planes_apart(zstd(compression_params=ours.ZSTD_PARAMETERS)), {"compression": "none"},
         ),
     }  # fmt: skip
@@ -242,8 +238,8 @@ def formats() -> list[Format]:
         fixed_shape_format("FixedShapeTensor uint16, zstd-1", compression="zstd", compression_level=1),
         stream_split_format("BYTE_STREAM_SPLIT of 2-byte elements, zstd-1", compression="zstd", compression_level=1),
         *(binary_format(name, write, read, **options) for name, (write, read, options) in binary.items()),
-        latent_store_format("latents.py without distances", has_reference=False),
-        latent_store_format("latents.py", has_reference=True),
+        latent_store_format("latents.py without reference", references={}),
+        latent_store_format("latents.py", references=ours.REFERENCES),
     ]
 
 
@@ -399,16 +395,14 @@ def large_segment(editor: Editor, path: Path, size: tuple[int, int], options: Be
 
 
 def report(options: Benchmark, editor: Editor) -> str:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
     lines = [
         "# Latent store: size and reading rate",
         "",
-        f"Commit {commit.stdout.strip()}, {datetime.now(UTC):%Y-%m-%d}, {hardware()}, one thread. "
-        f"pyarrow {version('pyarrow')}, zstandard {version('zstandard')} (zstd {'.'.join(map(str, zstandard.ZSTD_VERSION))}), "
-        f"torch {version('torch')}. Preset {options.preset} (weights {editor.weights_revision}), seed {options.seed}, "
-        f"{options.rounds} rounds. Made by `python -m benchmarks.latent_store`, whose head says how.",
+        provenance(command=shlex.join(["python", "-m", "benchmarks.latent_store", *sys.argv[1:]]), packages=PACKAGES),
+        f"Preset {options.preset}, weights {editor.weights_revision}, seed {options.seed}; one thread, {options.rounds} rounds.",
         "",
-        "Ratio: file bytes over raw bfloat16 bytes (edited and source latents). Rate: raw bfloat16 bytes per second of processor time of one core.",
+        "Ratio: file bytes over raw bfloat16 bytes (edited and source latents). Rate: raw bfloat16 bytes per second of "
+        "processor time of one core.",
     ]
     for name, segments in data_sets(options, editor):
         rows, copy_gb_s = measure(segments, options.rounds)
@@ -435,14 +429,6 @@ def report(options: Benchmark, editor: Editor) -> str:
     return "\n".join(lines) + "\n"
 
 
-def hardware() -> str:
-    model = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            model = line.split(":", 1)[1].strip()
-    return model
-
-
 def main() -> None:
     options = tyro.cli(Benchmark, description=__doc__)
     torch.set_num_threads(1)
@@ -450,12 +436,8 @@ def main() -> None:
     module, _, function = options.editor.partition(":")
     editor = getattr(import_module(module), function)(options.preset, device="cpu")
     text = report(options, editor)
-    name = "-".join(hardware().replace("(R)", "").lower().split())
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"latent_store_{name}_{datetime.now(UTC):%Y-%m-%d}.md"
-    path.write_text(text)
     print(text)
-    print(path)
+    write_result("latent_store", text, out=options.out)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@
 A segment counts as done when both are there. "edited" and "source" latents are stored as bfloat16 (that rounding is
 the only loss); everything else bit for bit. The bytes of a tensor are laid out for compression, see `docs/decisions.md`
 and `benchmarks/results/latent_store_*`: the elements' high bytes, then their low bytes, each plane a zstd frame with a
-checksum; where that is smaller, what is stored is the distance from another tensor of the file ("edited" from
-"source") in units in the last place.
+checksum; where that is smaller, the high bytes of "edited" are stored as their difference from those of "source".
 
 `put` gives back what `get` will give. Feed the network those values: only then does an edit that was interrupted and
 resumed equal one that was not.
@@ -66,13 +65,12 @@ LATENT_SCHEMA = pa.schema(
     ]
 )
 
-# Latents are noise to a match finder: their gain is all in Huffman coding of the exponents, so matches under seven
-# bytes only cost (0.692 of raw against 0.697 at plain level 1, and faster).
+# Latents are noise to a match finder: their gain is in Huffman coding of the exponents, and matches found in passing only
+# spoil it. Long matches and a small hash table find few; they beat plain levels 1 to 13 in size and in speed.
 ZSTD_PARAMETERS = zstandard.ZstdCompressionParameters.from_level(
-    1, strategy=zstandard.STRATEGY_FAST, min_match=7, write_checksum=True, write_content_size=True
+    1, strategy=zstandard.STRATEGY_DFAST, min_match=7, hash_log=6, chain_log=6, write_checksum=1, write_content_size=1
 )
-# A distance costs twice the time to read, so it must earn it.
-REFERENCE_GAIN = 0.9
+HIGH_BYTE = np.uint16(0xFF00)
 # Elements worked on at once: both planes and the result stay in the L2 cache.
 BLOCK = 1 << 16
 SCRATCH = threading.local()
@@ -155,12 +153,7 @@ class LatentStore:
             name: (stored_values(index, name, tensor), dtype_name(name, tensor)) for name, tensor in tensors.items()
         }
         head = {"format_version": FORMAT_VERSION, "segment": index, "meta": dict(meta)}
-        text = json.dumps(head, sort_keys=True, allow_nan=False)
-        rows = [encode_row(name, entry) for name in sorted(entry)]
-        table = pa.Table.from_pylist(rows, schema=LATENT_SCHEMA.with_metadata({METADATA_KEY: text.encode()}))
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="none", use_dictionary=False, write_statistics=False)
-        data = sink.getvalue()
+        data = parquet_bytes([encode_row(name, entry) for name in sorted(entry)], head)
         self.store.write_bytes(parquet_name(index), data)
         self.store.write_json(
             record_name(index),
@@ -170,7 +163,9 @@ class LatentStore:
                 "format_version": FORMAT_VERSION,
                 "bytes": data.size,
                 "sha256": hashlib.sha256(data).hexdigest(),
-                "tensors": {row["name"]: {"shape": row["shape"], "dtype": row["dtype"]} for row in rows},
+                "tensors": {
+                    name: {"shape": list(tensor.shape), "dtype": dtype} for name, (tensor, dtype) in entry.items()
+                },
             },
         )
         self.lru.put((self.store.url, index), entry)
@@ -271,16 +266,27 @@ def stored_values(index: int, name: str, tensor: Tensor) -> Tensor:
     return rounded
 
 
+def parquet_bytes(rows: list[dict[str, Any]], head: Mapping[str, Any]) -> pa.Buffer:
+    """The file. Arrow's own copy of the schema is left out: it is as long as a percent of a small latent."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink, LATENT_SCHEMA, compression="none", use_dictionary=False, write_statistics=False, store_schema=False
+    ) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema=LATENT_SCHEMA))
+        writer.add_key_value_metadata({METADATA_KEY: json.dumps(head, sort_keys=True, allow_nan=False).encode()})
+    return sink.getvalue()
+
+
 def encode_row(name: str, entry: Mapping[str, tuple[Tensor, str]]) -> dict[str, Any]:
     tensor, dtype = entry[name]
-    reference = None
-    planes = compress_planes(tensor_bits(tensor))
+    bits, reference = tensor_bits(tensor), None
+    planes = compress_planes(bits)
     other = entry.get(REFERENCES.get(name, ""), (None, ""))[0]
     if other is not None and other.dtype == tensor.dtype == torch.bfloat16 and other.shape == tensor.shape:
-        distance = ulp_distance(tensor_bits(tensor), tensor_bits(other))
-        distance_planes = compress_planes(distance)
-        if sum(map(len, distance_planes)) < REFERENCE_GAIN * sum(map(len, planes)):
-            reference, planes = REFERENCES[name], distance_planes
+        # Sign and exponent of an edit are mostly those of its source, or next to them.
+        difference = compress_planes(bits - (tensor_bits(other) & HIGH_BYTE))
+        if sum(map(len, difference)) < sum(map(len, planes)):
+            planes, reference = difference, REFERENCES[name]
     return {
         "name": name,
         "shape": list(tensor.shape),
@@ -295,7 +301,6 @@ def encode_row(name: str, entry: Mapping[str, tuple[Tensor, str]]) -> dict[str, 
 def decode_rows(table: pa.Table) -> dict[str, tuple[Tensor, str]]:
     """All tensors of a file, those that others refer to first."""
     rows = table.select(["name", "shape", "dtype", "stored_dtype", "reference", "plane_bytes"]).to_pylist()
-    data = table["data"].combine_chunks() if table["data"].num_chunks != 1 else table["data"].chunk(0)
     sizes = [(int(np.prod(row["shape"], dtype=np.int64)), len(row["plane_bytes"])) for row in rows]
     starts = [0, *accumulate(-(-count * itemsize // ALIGNMENT) * ALIGNMENT for count, itemsize in sizes)]
     # One allocation for all: fresh memory costs a page fault per 4 KiB, and large arrays get huge pages.
@@ -306,9 +311,8 @@ def decode_rows(table: pa.Table) -> dict[str, tuple[Tensor, str]]:
         raw = memory[starts[place] : starts[place] + count * itemsize]
         tensor = raw.view(DTYPES[row["stored_dtype"]]).reshape(row["shape"])
         bits = tensor_bits(tensor)
-        expand_planes(data[place].as_buffer(), row["plane_bytes"], bits)
-        if row["reference"] is not None:
-            add_ulp_distance(bits, tensor_bits(entry[row["reference"]][0]))
+        reference = None if row["reference"] is None else tensor_bits(entry[row["reference"]][0])
+        expand_planes(table["data"][place].as_buffer(), row["plane_bytes"], bits, reference)
         entry[row["name"]] = (tensor, row["dtype"])
     return entry
 
@@ -326,8 +330,8 @@ def compress_planes(bits: np.ndarray) -> list[bytes]:
     return [compressor.compress(columns[:, i].tobytes()) for i in reversed(range(bits.itemsize))]
 
 
-def expand_planes(data: pa.Buffer, plane_bytes: list[int], bits: np.ndarray) -> None:
-    """The inverse of `compress_planes`, into `bits`."""
+def expand_planes(data: pa.Buffer, plane_bytes: list[int], bits: np.ndarray, reference: np.ndarray | None) -> None:
+    """The inverse of `compress_planes`, into `bits`; high bytes relative to those of `reference` if there is one."""
     view, start = memoryview(data), 0
     planes = scratch_planes(len(plane_bytes), bits.size)
     decompressor = zstandard.ZstdDecompressor()
@@ -336,14 +340,17 @@ def expand_planes(data: pa.Buffer, plane_bytes: list[int], bits: np.ndarray) -> 
             if reader.readinto(plane) != bits.size or reader.read(1):
                 raise ValueError("a plane's length does not fit the tensor's shape")
         start += num_bytes
-    if len(planes) == 2:
-        for first in range(0, bits.size, BLOCK):
-            block = bits[first : first + BLOCK]
-            block[...] = planes[0, first : first + BLOCK]
-            block <<= 8
-            block |= planes[1, first : first + BLOCK]
-    else:
+    if len(planes) != 2:
         bits.view(np.uint8).reshape(bits.size, len(planes))[...] = planes[::-1].T
+        return
+    for first in range(0, bits.size, BLOCK):
+        part = slice(first, first + BLOCK)
+        block = bits[part]
+        block[...] = planes[0, part]
+        block <<= 8
+        block |= planes[1, part]
+        if reference is not None:
+            block += reference[part] & HIGH_BYTE
 
 
 def scratch_planes(num_planes: int, num_elements: int) -> np.ndarray:
@@ -358,26 +365,3 @@ def scratch_planes(num_planes: int, num_elements: int) -> np.ndarray:
         if num_bytes <= MAX_SCRATCH_BYTES:
             SCRATCH.planes = planes
     return planes[:num_bytes].reshape(num_planes, num_elements)
-
-
-def ulp_distance(bits: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """How many bfloat16 values lie between, plus 128, so that small distances of either sign have a high byte of 0."""
-    distance = ordered(bits.view(np.int16)) - ordered(reference.view(np.int16))
-    return (distance + np.int16(128)).view(np.uint16)
-
-
-def add_ulp_distance(distance: np.ndarray, reference: np.ndarray) -> None:
-    """The inverse of `ulp_distance`, in place. Modulo 2^16, so every pair of values comes back."""
-    for first in range(0, distance.size, BLOCK):
-        block = distance[first : first + BLOCK].view(np.int16)
-        block += ordered(reference[first : first + BLOCK].view(np.int16))
-        block -= np.int16(128)
-        block[...] = ordered(block)
-
-
-def ordered(bits: np.ndarray) -> np.ndarray:
-    """Integers in the order of the floats whose bits these are (negative floats reversed). Its own inverse."""
-    mask = bits >> 15
-    mask &= 0x7FFF
-    mask ^= bits
-    return mask
