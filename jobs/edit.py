@@ -10,8 +10,8 @@ import tyro
 from jobs.console import command_error, print_json, result_stream
 from pipeline.manifest import ManifestRow, load_manifest, rows_from_sources
 from pipeline.progress import Progress
-from pipeline.run import RunError, run_edit
-from pipeline.run_record import EditRun
+from pipeline.run import run_edit
+from pipeline.run_record import EditRun, RunError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ import tyro
 from jobs.console import command_error, print_json, result_stream
 from jobs.edit import workspace_url
 from pipeline.progress import Progress
-from pipeline.run import RunError, run_edit
-from pipeline.run_record import forget_attempts, load_run
+from pipeline.run import run_edit
+from pipeline.run_record import RunError, forget_attempts, load_run
 from pipeline.status import failed_videos
 from retrieval.store import Store, StoreError
 

@@ -6,6 +6,9 @@ from typing import Any
 
 import ray
 
+from pipeline.run_record import RunError
+
+START_ATTEMPTS = 3
 PRIVATE_OBJECT_STORE_BYTES = 256 << 20
 """Frames and latents go through the store, never through Ray's object store."""
 
@@ -16,15 +19,28 @@ def ray_session(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
-    if address == "local":
-        ray.init(address="local", include_dashboard=False, object_store_memory=PRIVATE_OBJECT_STORE_BYTES, **quiet)
-    else:
-        ray.init(address=address, **quiet)
+    start(address)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def start(address: str) -> None:
+    """Ray gives itself 30 s to start, too little on a machine whose cores are all taken: a private one is tried again."""
+    settings: dict[str, Any] = {"address": address, "logging_level": "error", "log_to_driver": False}
+    attempts = 1
+    if address == "local":
+        settings |= {"include_dashboard": False, "object_store_memory": PRIVATE_OBJECT_STORE_BYTES}
+        attempts = START_ATTEMPTS
+    for attempt in range(1, attempts + 1):
+        try:
+            ray.init(**settings)
+            return
+        except Exception as error:  # Ray raises the bare class here
+            ray.shutdown()
+            if attempt == attempts:
+                raise RunError(f"--address {address}: Ray cannot be reached or started: {error}") from error
 
 
 def ray_resources() -> dict[str, float]:

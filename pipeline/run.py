@@ -22,7 +22,7 @@ from pipeline.prepare import SHOT_DETECTION, PreparedVideo, PrepareJob, load_pre
 from pipeline.progress import Progress
 from pipeline.ray_session import default_workers, ray_resources, ray_session
 from pipeline.report import write_report
-from pipeline.run_record import EditRun, Failure, RunOutcome, Status, VideoOutcome, finish_run, start_run
+from pipeline.run_record import EditRun, Failure, RunError, RunOutcome, Status, VideoOutcome, finish_run, start_run
 from pipeline.scheduler import Scheduler, VideoPlan
 from pipeline.source import SourceError, SourceIdentity, identify_sources
 from pipeline.spec import EditSpec, Retrieval, SegmentGeometry, Turn, prepare_id
@@ -32,10 +32,6 @@ from retrieval.commits import committed_segments
 from retrieval.embed import embedder_revision
 from retrieval.schema import PlannedSegment
 from retrieval.store import Store
-
-
-class RunError(RuntimeError):
-    """The run as a whole cannot go on: the message says why. What was committed stays."""
 
 
 @dataclass

@@ -58,6 +58,10 @@ TIMELINE_SCHEMA = pa.schema(
 )
 
 
+class RunError(RuntimeError):
+    """The run as a whole cannot go on: the message says why. What was committed stays."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EditRun:
     """Everything a run is asked to do. `editor_factory` is "module:callable", for editors that are no preset."""

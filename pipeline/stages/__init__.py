@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 from collections import OrderedDict
 from importlib import import_module
 from typing import Any
@@ -38,6 +39,8 @@ class EditStages:
         self._editors: dict[str, Editor] = {}
         self._contexts: OrderedDict[str, EditContext] = OrderedDict()
         self._prefetched: dict[Task, torch.Tensor] = {}
+        # A task and the prefetch for the next one run side by side; loading weights switches torch's global state.
+        self._loading = threading.Lock()
 
     def run(self, task: Task) -> dict[str, Any]:
         context = self._context(task.edit_url)
@@ -62,14 +65,16 @@ class EditStages:
                 context.latents.get(planned.segment)
 
     def _context(self, edit_url: str) -> EditContext:
-        if edit_url not in self._contexts:
-            self._contexts[edit_url] = load_context(edit_url)
-            while len(self._contexts) > OPEN_CONTEXTS:
-                self._contexts.popitem(last=False)
-        self._contexts.move_to_end(edit_url)
-        return self._contexts[edit_url]
+        with self._loading:
+            if edit_url not in self._contexts:
+                self._contexts[edit_url] = load_context(edit_url)
+                while len(self._contexts) > OPEN_CONTEXTS:
+                    self._contexts.popitem(last=False)
+            self._contexts.move_to_end(edit_url)
+            return self._contexts[edit_url]
 
     def _editor(self, preset: str) -> Editor:
-        if preset not in self._editors:
-            self._editors[preset] = self._make_editor(preset, device=self._device)
-        return self._editors[preset]
+        with self._loading:
+            if preset not in self._editors:
+                self._editors[preset] = self._make_editor(preset, device=self._device)
+            return self._editors[preset]
