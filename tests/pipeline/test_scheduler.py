@@ -92,6 +92,29 @@ class Cluster:
         else:
             need("render", range(len(plan.dependencies)))
 
+    def check_idle(self) -> None:
+        """A worker may only idle if nothing at all can run."""
+        limit = self.scheduler.max_parallel_per_video
+        taken = self.done | set(self.running.values())
+        for plan in self.plans:
+            if self.scheduler.status(plan.video).state == "quarantined":
+                continue
+
+            def free(kind, index, plan=plan) -> bool:
+                return Task(plan.video, kind, index, plan.edit_url) not in taken
+
+            def has(kind, indices, plan=plan) -> bool:
+                return all(Task(plan.video, kind, index, plan.edit_url) in self.done for index in indices)
+
+            num_editing = sum((task.video, task.kind) == (plan.video, "edit") for task in self.running.values())
+            for index, earlier in enumerate(plan.dependencies):
+                needed = range(index) if limit == 1 else earlier
+                is_full = limit is not None and num_editing >= limit
+                assert is_full or not (free("edit", index) and has("edit", needed)), f"{plan.video} edit {index} waits"
+                assert not (free("render", index) and has("edit", [index])), f"{plan.video} render {index} waits"
+            everything = range(len(plan.dependencies))
+            assert not (free("assemble", 0) and has("render", everything) and has("edit", everything)), plan.video
+
     def run(
         self,
         *,
@@ -111,6 +134,8 @@ class Cluster:
             for worker in idle:
                 task = self.scheduler.lease(worker)
                 if task is None:
+                    if self.num_runs % 8 == 0:  # it looks at every task of every video
+                        self.check_idle()
                     waiting.append(worker)
                     continue
                 self.check_lease(task)
@@ -193,6 +218,45 @@ def test_a_rerun_continues_and_repeats_nothing(seed):
     second.run(rng=rng, loss=0.1)
     second.assert_all_done()
     assert not kept & {task for _, _, task in second.started}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whatever_is_missing_is_made_again(seed):
+    """Someone deleted results from the store, also such that others were made from."""
+    rng = random.Random(seed)
+    plans = [random_plan(f"v{n}", rng, 40) for n in range(5)]
+    first = Cluster(plans, 4, Scheduler())
+    first.run(rng=rng)
+    kept = {task for task in first.done if task.kind != "assemble" and rng.random() < 0.7}
+    second = Cluster(plans, 3, Scheduler(), done=set(kept))
+    second.run(rng=rng)
+    second.assert_all_done()
+    assert not kept & {task for _, _, task in second.started}
+
+
+def test_what_waited_for_a_full_video_comes_back_when_two_edits_end_at_once():
+    scheduler = Scheduler(max_parallel_per_video=2, num_workers=8)
+    scheduler.add_video(make_plan("v", [(), (), (), ()]))
+    first, second = scheduler.lease("a"), scheduler.lease("b")
+    assert scheduler.lease("c") is None
+    scheduler.complete(first, "a")
+    scheduler.complete(second, "b")
+    leases = {scheduler.lease(worker) for worker in "cdef"}
+    assert leases == {
+        Task("v", kind, index, "/w/v") for kind, index in [("edit", 2), ("edit", 3), ("render", 0), ("render", 1)]
+    }
+
+
+def test_a_quarantined_video_no_longer_counts_as_work():
+    """Else what is left would never seem to be on the critical path."""
+    scheduler = Scheduler(max_attempts=1, num_workers=2)
+    for plan in (chain("bad", 1000), chain("long", 10)):
+        scheduler.add_video(plan)
+    bad, long = scheduler.lease("a"), scheduler.lease("b")
+    assert (bad.video, long.video) == ("bad", "long")
+    assert scheduler.fail(bad, "a", FAILURE, charge=True)
+    scheduler.complete(long, "b")
+    assert scheduler.lease("b") == Task("long", "edit", 1, "/w/long"), "not its render: the chain decides the end"
 
 
 def test_a_finished_video_has_nothing_to_lease():
