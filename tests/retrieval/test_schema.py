@@ -4,8 +4,11 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from pipeline.run_record import FAILURE_SCHEMA, RESULT_SCHEMA, TIMELINE_SCHEMA
+from retrieval.latents import LATENT_SCHEMA
 from retrieval.schema import (
     PLAN_SCHEMA,
     SEGMENT_SCHEMA,
@@ -92,3 +95,23 @@ def test_embedding_matrix() -> None:
     matrix = embedding_matrix(rows)
     assert matrix.dtype == np.float32
     assert matrix.tolist() == [[0, 0.5], [1, 0.5], [2, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("section", "schema"),
+    [
+        ("segments.parquet", SEGMENT_SCHEMA),
+        ("plan.parquet", PLAN_SCHEMA),
+        ("latents/segment-00012.parquet", LATENT_SCHEMA),
+        ("results.parquet", RESULT_SCHEMA),
+        ("failures.parquet", FAILURE_SCHEMA),
+        ("timeline.parquet", TIMELINE_SCHEMA),
+    ],
+)
+def test_every_column_is_documented_and_nothing_else(section: str, schema: pa.Schema) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    part = text.split(f"### {section}\n", 1)[1].split("\n### ", 1)[0]
+    table = part.split("| --- |", 1)[1].split("\n\n", 1)[0]
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]
+    documented = {name for row in rows for name in row.split(", ") if "." not in name}
+    assert documented == set(schema.names)
