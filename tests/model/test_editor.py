@@ -1,0 +1,87 @@
+"""The bundled editor: real weights, real sampling, rendered worlds it was not trained on."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.editor import MemoryEditor
+from model.memory import memory_kernel
+from model.presets import load_editor, resolve_preset
+from model.training.worlds import make_world, render
+from model.types import EditRequest, MemoryVideo
+from model.weights import load_strictly, load_transformer
+
+INSTRUCTION = "turn the pink ball green"
+
+
+@pytest.fixture(scope="module")
+def editor() -> MemoryEditor:
+    torch.set_num_threads(1)
+    return load_editor("tiny")
+
+
+@pytest.fixture(scope="module")
+def source(editor: MemoryEditor) -> Tensor:
+    return editor.encode(render(make_world(3, split="heldout"), 0, 17, size=(40, 96)).source)
+
+
+def memory_of(latents: Tensor, source: Tensor, role: str, rank: int = 0) -> MemoryVideo:
+    return MemoryVideo(role=role, kernel=memory_kernel(role, rank), edited=latents, source=source)
+
+
+def test_result_is_a_function_of_the_request(editor: MemoryEditor, source: Tensor) -> None:
+    memory = (memory_of(source + 0.1, source, "previous"), memory_of(source - 0.1, source, "retrieved"))
+
+    def edit(seed: int, **changes: object) -> Tensor:
+        request = {"instruction": INSTRUCTION, "source": source, "memory": memory, "seed": seed} | changes
+        return editor.edit(EditRequest(**request)).latent
+
+    first = edit(1)
+    assert first.shape == source.shape
+    assert first.dtype == torch.float32
+    torch.manual_seed(123)
+    assert torch.equal(edit(1), first)
+    assert not torch.equal(edit(2), first)
+    assert not torch.equal(edit(1, memory=memory[:1]), first)
+    assert not torch.equal(edit(1, instruction="make it foggy"), first)
+
+
+def test_geometry_is_refused_by_name(editor: MemoryEditor) -> None:
+    with pytest.raises(ValueError, match="segment has 16 frames; needs 17 to 17"):
+        editor.encode(torch.zeros(16, 64, 64, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="segment has 81 frames"):
+        editor.encode(torch.zeros(81, 64, 64, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="64x65 px; needs one of"):
+        editor.encode(torch.zeros(17, 64, 65, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="at most 512 tokens"):
+        editor.edit(EditRequest(instruction="x" * 10_000, source=torch.zeros(48, 5, 16, 16), memory=(), seed=0))
+
+
+def test_memory_and_latents_must_agree(source: Tensor) -> None:
+    with pytest.raises(ValueError, match="differ"):
+        memory_of(source[:, :3], source, "previous")
+
+
+def test_weights_that_do_not_fit_are_named(editor: MemoryEditor, tmp_path) -> None:
+    editor.codec.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"do not fit: missing \['weight'"):
+        load_strictly(torch.nn.Linear(2, 2), tmp_path)
+
+
+def test_a_checkpoint_without_memory_starts_from_its_base_embedding(editor: MemoryEditor, tmp_path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = editor.preset.path / "transformer"
+    state = load_file(folder / "diffusion_pytorch_model.safetensors")
+    plain = {name: value for name, value in state.items() if not name.startswith("memory_patch_embedding.")}
+    save_file(plain, tmp_path / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    loaded = load_transformer(tmp_path)
+    base = loaded.patch_embedding.weight
+    assert torch.equal(loaded.memory_patch_embedding["1x2x2"].weight, base)
+    torch.testing.assert_close(loaded.memory_patch_embedding["1x8x8"].weight[..., 2:4, 4:6], base / 16)
+
+
+def test_revision_is_the_presets(editor: MemoryEditor) -> None:
+    assert editor.weights_revision == resolve_preset("tiny").weights_revision
+    assert len(editor.weights_revision) == 16

@@ -1,0 +1,179 @@
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.presets import folder_revision, load_editor
+from model.training.batches import MIN_VISIBLE, BatchSampler, Segments, load_cache, render_segments
+from model.training.codec_fit import fit_codec, world_videos
+from model.training.trainer import TrainingConfig, editing_loss, learning_rate, stage_at, train
+from model.training.worlds import make_world
+from model.types import EditRequest
+
+SIZES = ((16, 16), (12, 24))
+
+
+@pytest.fixture(scope="module")
+def cache() -> list[Segments]:
+    codec = fit_codec(world_videos(2, seed=500, size=(16, 16)))
+    return [render_segments(range(100, 106), codec=codec, size=(16, 16), segment_frames=17)]
+
+
+@pytest.fixture
+def sampler(cache: list[Segments]) -> BatchSampler:
+    return BatchSampler(cache, seed=3, memory_noise=0.1, shift=4.0)
+
+
+def micro(output: Path, cache: Path) -> TrainingConfig:
+    return TrainingConfig(
+        output=output,
+        cache=cache,
+        steps=6,
+        stages=((3, 1, 4), (3, 5, 2)),
+        num_worlds=5,
+        num_codec_worlds=1,
+        render_workers=1,
+        num_layers=1,
+        num_heads=2,
+        head_dim=16,
+        ffn_dim=32,
+        text_layers=1,
+        text_width=16,
+        sizes=SIZES,
+        checkpoint_every=3,
+        log_every=2,
+        num_inference_steps=2,
+    )
+
+
+def test_a_killed_and_resumed_run_is_the_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(micro(tmp_path / "whole", tmp_path / "cache"))
+
+    draw = BatchSampler.batch
+
+    def killed(self: BatchSampler, step: int, **options: int) -> object:
+        if step == 4:
+            raise KeyboardInterrupt
+        return draw(self, step, **options)
+
+    config = micro(tmp_path / "killed", tmp_path / "cache")
+    monkeypatch.setattr(BatchSampler, "batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="is there already; resume it"):
+        train(config)
+    resumed = train(replace(config, resume=True))
+
+    assert folder_revision(resumed) == folder_revision(whole)
+    logged = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in logged] == [2, 4, 6]
+    assert all(row["loss"] > 0 and row["gradient_norm"] > 0 for row in logged)
+
+    editor = load_editor(resumed)
+    source = editor.encode(torch.zeros(17, 12, 24, 3, dtype=torch.uint8))
+    edited = editor.edit(EditRequest(instruction="make it red", source=source, memory=(), seed=0)).latent
+    assert editor.decode(edited).shape == (17, 12, 24, 3)
+
+
+def test_wrong_settings_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing to resume"):
+        train(TrainingConfig(output=tmp_path, resume=True))
+    with pytest.raises(ValueError, match="steps is 0; needs at least 1"):
+        TrainingConfig(output=tmp_path, steps=0)
+    with pytest.raises(ValueError, match="num_worlds is 7; needs more than the 7 sizes"):
+        TrainingConfig(output=tmp_path, num_worlds=7)
+
+
+def test_a_batch_is_a_function_of_its_step(sampler: BatchSampler, cache: list[Segments]) -> None:
+    again = BatchSampler(cache, seed=3, memory_noise=0.1, shift=4.0)
+    other = BatchSampler(cache, seed=4, memory_noise=0.1, shift=4.0)
+    sampler.batch(0, batch_size=4, num_frames=1)
+    one, two = (s.batch(7, batch_size=4, num_frames=2) for s in (sampler, again))
+    assert one.instructions == two.instructions
+    assert torch.equal(one.x_0, two.x_0)
+    assert torch.equal(one.noise, two.noise)
+    assert all(torch.equal(a.latents, b.latents) for a, b in zip(one.memory, two.memory, strict=True))
+    assert not torch.equal(one.noise, other.batch(7, batch_size=4, num_frames=2).noise)
+
+
+def test_batches_come_in_every_layout_and_memories_belong_to_their_world(
+    sampler: BatchSampler, cache: list[Segments]
+) -> None:
+    clean = BatchSampler(cache, seed=3, memory_noise=0.0, shift=4.0)
+    world_of = {
+        segments.source[row].float().sum().item(): int(segments.world[row])
+        for segments in cache
+        for row in range(len(segments))
+    }
+    layouts = set()
+    for step in range(40):
+        batch = clean.batch(step, batch_size=2, num_frames=5)
+        layouts.add(tuple((item.role, item.kernel) for item in batch.memory))
+        for sample in range(len(batch.instructions)):
+            world = world_of[batch.source[sample].sum().item()]
+            assert batch.instructions[sample] == make_world(world, split="train").instruction
+            for item in batch.memory:
+                assert world_of[item.latents[sample, 48:].sum().item()] == world
+                assert not torch.equal(item.latents[sample, 48:], batch.source[sample])
+    assert () in layouts
+    assert len(layouts) > 6
+
+
+def test_segments_never_span_a_cut_and_short_ones_repeat_their_last_frame() -> None:
+    seed = next(seed for seed in range(60) if make_world(seed, split="train").cuts)
+    world = make_world(seed, split="train")
+    codec = fit_codec(world_videos(2, seed=500, size=(16, 16)))
+    segments = render_segments([seed], codec=codec, size=(16, 16), segment_frames=17)
+    bounds = [0, *world.cuts, world.num_frames]
+    lengths = [end - start for start, end in pairwise(bounds)]
+    assert len(segments) == sum(-(-length // 17) for length in lengths)
+    assert segments.shot.unique().tolist() == list(range(len(lengths)))
+    last = codec.decode(segments.source[-1:].float())[0]
+    missing = -lengths[-1] % 17
+    if missing >= 4:
+        assert float((last[:, -1] - last[:, -4]).abs().mean()) < 0.02
+    assert segments.mask.dtype == torch.bool
+    assert 0 < MIN_VISIBLE < 1
+
+
+def test_cache_is_read_back_as_written(tmp_path: Path) -> None:
+    codec = fit_codec(world_videos(1, seed=500, size=(16, 16)))
+    options = {"codec": codec, "sizes": SIZES, "num_worlds": 4, "first_seed": 10, "segment_frames": 17, "workers": 1}
+    written, read = load_cache(tmp_path, **options), load_cache(tmp_path, **options)
+    assert len(list(tmp_path.iterdir())) == len(SIZES)
+    for one, two in zip(written, read, strict=True):
+        assert torch.equal(one.edited, two.edited)
+        assert one.instructions == two.instructions
+
+
+def test_the_edited_region_counts_whatever_its_size() -> None:
+    x_0 = torch.zeros(2, 3, 2, 16, 16)
+    mask = torch.zeros(2, 2, 16, 16, dtype=torch.bool)
+    mask[0, :, :4, :4] = True
+    mask[1] = True
+    weight = torch.ones(3, 2)
+    _, edited = editing_loss(x_0 + 2.0, x_0, mask, channel_weight=weight, edit_weight=1.0)
+    torch.testing.assert_close(edited, torch.tensor([4.0, 4.0]))
+    loss, edited = editing_loss(x_0, x_0, mask, channel_weight=weight, edit_weight=1.0)
+    assert float(loss) == 0
+    assert not bool(edited.any())
+
+
+def test_schedules(tmp_path: Path) -> None:
+    config = TrainingConfig(output=tmp_path, steps=1000, warmup_steps=10, stages=((10, 1, 8), (20, 2, 4), (5, 5, 2)))
+    assert [stage_at(step, config) for step in (0, 9, 10, 29, 30, 900)] == [
+        (1, 8),
+        (1, 8),
+        (2, 4),
+        (2, 4),
+        (5, 2),
+        (5, 2),
+    ]
+    rates = [learning_rate(step, config) for step in range(1000)]
+    assert rates[0] == pytest.approx(config.learning_rate / 10, rel=1e-3)
+    assert max(rates) == pytest.approx(config.learning_rate, rel=1e-2)
+    assert rates[-1] == pytest.approx(config.learning_rate / 20, rel=1e-2)
