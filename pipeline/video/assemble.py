@@ -40,7 +40,7 @@ _MATROSKA_STRETCH = int(Fraction(1, 1000) / MATROSKA_TICK_S)
 class AssembledVideo:
     """Attributes:
     why: the reason where the container is not mp4; empty otherwise.
-    notes: what of the source is not in the result, or is there in another form.
+    notes: what of the source is not in the result or is there in another form, the inspection's notes first.
     """
 
     path: str
@@ -114,7 +114,11 @@ def _publish(
     finally:
         beside.unlink(missing_ok=True)
     return AssembledVideo(
-        path=str(path), container=choice.name, why=choice.why, num_frames=inspection.info.num_frames, notes=notes
+        path=str(path),
+        container=choice.name,
+        why=choice.why,
+        num_frames=inspection.info.num_frames,
+        notes=(*inspection.info.notes, *notes),
     )
 
 

@@ -35,6 +35,7 @@ from pipeline.video.shots import ShotDetector, detection_size
 from pipeline.video.source import open_source, size_of, video_stream
 
 REPORT_EVERY_S = 1.0
+LOG_LINES = 1000
 MAX_SIDE_PX = 16384
 """Of an H.264 frame, by libx264."""
 REORDERED_FRAMES = 16
@@ -92,12 +93,12 @@ def examine(uri: str, *, report: Callable[..., None] = lambda **_: None) -> Insp
                 if time.monotonic() - last_report > REPORT_EVERY_S:
                     last_report = time.monotonic()
                     report(num_frames=len(scan.pts))
-                if len(log) > 1000:
-                    del log[100:]
+                if len(log) > LOG_LINES:
+                    scan.read_log(log)
         except av.error.FFmpegError as error:
-            scan.damage = scan.damage or f"reading stopped with {error.strerror}"
-        messages = [message for _, _, message in log]
-        scan.check_whole(is_cut_short=any(phrase in message for message in messages for phrase in _CUT_SHORT))
+            scan.note_damage(f"reading stopped: {error.strerror}")
+        scan.read_log(log)
+        scan.check_whole()
         return scan.finish(container, size_bytes=size_bytes)
 
 
@@ -111,6 +112,7 @@ class _Scan:
         self.last_duration = 0
         self.damage = ""
         self.damaged_frame = 0
+        self.is_cut_short = False
         self.first_frame: dict[str, Any] = {}
         self._shape: tuple[int, int, str] = (0, 0, "")
         self._shots = ShotDetector()
@@ -118,16 +120,21 @@ class _Scan:
 
     def decode(self, packet: av.Packet) -> None:
         if packet.is_corrupt:
-            self._note_damage("its packet is incomplete")
+            self.note_damage("its packet is incomplete")
         try:
             frames = packet.decode()
         except av.error.FFmpegError as error:
-            self._note_damage(str(error.strerror))
+            self.note_damage(str(error.strerror))
             return
         for frame in frames:
             self._add(frame)
 
-    def _note_damage(self, what: str) -> None:
+    def read_log(self, log: list[tuple[int, str, str]]) -> None:
+        """Look for what the demuxer only logs, and forget the rest."""
+        self.is_cut_short |= any(phrase in message for _, _, message in log for phrase in _CUT_SHORT)
+        log.clear()
+
+    def note_damage(self, what: str) -> None:
         if not self.damage:
             self.damaged_frame = len(self.pts)
             self.damage = f"frame {self.damaged_frame} or one near it does not decode ({what})"
@@ -135,7 +142,7 @@ class _Scan:
     def _add(self, frame: av.VideoFrame) -> None:
         index = len(self.pts)
         if frame.is_corrupt:
-            self._note_damage("decoding it met errors")
+            self.note_damage("decoding it met errors")
         shape = (frame.width, frame.height, frame.format.name)
         if not index:
             self._check_first(frame)
@@ -181,20 +188,21 @@ class _Scan:
             "bit_depth": max(component.bits for component in frame.format.components),
             "chroma": chroma_of(frame.format),
             "is_interlaced": frame.interlaced_frame,
+            "notes": _notes(frame),
             **color_tags(frame, uri=self.uri),
         }
 
-    def check_whole(self, *, is_cut_short: bool) -> None:
+    def check_whole(self) -> None:
         """Nothing is silently shorter: a file that does not decode to its end, without errors, is refused."""
         num_frames = len(self.pts)
         context = self.stream.codec_context
         if not num_frames and 0 in (context.width, context.height):
             raise UnsupportedVideo(f"{self.uri}: its frames are {context.width}x{context.height}; needs 1x1 or more")
-        if not is_cut_short and self.damage and num_frames - self.damaged_frame <= REORDERED_FRAMES < num_frames:
+        if not self.is_cut_short and self.damage and num_frames - self.damaged_frame <= REORDERED_FRAMES < num_frames:
             raise TruncatedVideo(
                 f"{self.uri}: its end is damaged or missing: {self.damage}; {num_frames} decode in all"
             )
-        if is_cut_short:
+        if self.is_cut_short:
             raise TruncatedVideo(
                 f"{self.uri}: the file ends early; {num_frames} frames decode"
                 + (f" of {self.stream.frames}" if self.stream.frames > num_frames else "")
@@ -223,7 +231,6 @@ class _Scan:
                 start_pts=int(pts[0]),
                 duration_ticks=duration,
                 streams=_other_streams(container, self.stream),
-                notes=self._notes(),
                 **self.first_frame,
             ),
             pts=pts,
@@ -239,16 +246,17 @@ class _Scan:
         rate = self.stream.average_rate
         return max(1, round(1 / (rate * time_base))) if rate else 1
 
-    def _notes(self) -> tuple[str, ...]:
-        found = self.first_frame
-        notes = []
-        if found["is_interlaced"]:
-            notes.append("interlaced: frames are edited as they are stored, both fields woven together")
-        if found["bit_depth"] > 10:
-            notes.append(f"{found['bit_depth']}-bit source: the result has 10 bits, the encoder's most")
-        if "a" in found["pixel_format"].replace("gray", "").replace("pal8", "a") and found["chroma"] == "rgb":
-            notes.append("transparency, if any, is not kept")
-        return tuple(notes)
+
+def _notes(frame: av.VideoFrame) -> tuple[str, ...]:
+    notes = []
+    bits = frame.format.components[0].bits
+    if frame.interlaced_frame:
+        notes.append("interlaced: frames are edited as they are stored, both fields woven together")
+    if bits > 10:
+        notes.append(f"{bits}-bit source: the result has 10 bits, the encoder's most")
+    if any(component.is_alpha for component in frame.format.components):
+        notes.append("transparency is not kept")
+    return tuple(notes)
 
 
 def _other_streams(container: av.container.InputContainer, edited: av.VideoStream) -> tuple[StreamInfo, ...]:
