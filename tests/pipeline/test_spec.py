@@ -24,9 +24,7 @@ SPEC = EditSpec(
     seed=7,
     geometry=SegmentGeometry(segment_frames=17, min_frames=17, frame_multiple=4, height_px=64, width_px=96),
     retrieval=Retrieval(method="memory", top_k=3, embedder_revision="clip0"),
-    shots=ShotDetection(
-        detector="adaptive", threshold=3.0, min_content_change=15.0, min_shot_frames=15, width_px=256
-    ),
+    shots=ShotDetection(detector="adaptive", threshold=3.0, min_content_change=15.0, min_shot_frames=15, width_px=256),
 )
 GEOMETRY = Geometry(segment_frames=17, min_frames=1, frame_multiple=4, sizes=((64, 96), (96, 64)))
 
