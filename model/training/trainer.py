@@ -33,7 +33,9 @@ CODEC_SEED = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """One training run.
+    """Train the network that edits, and its text encoder, on rendered worlds; writes a preset folder.
+
+    A run that was stopped goes on with --resume and the same options, and ends with the same weights.
 
     Attributes:
         output: folder for checkpoint, logs and the finished preset.
@@ -166,7 +168,8 @@ def stage_at(step: int, config: TrainingConfig) -> tuple[int, int]:
 
 def make_optimizers(editing: Editing, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for all else (embeddings, norms, modulation, input and output)."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in editing.named_parameters():
         is_inner = parameter.ndim == 2 and ("blocks." in name or ".block." in name) and "relative" not in name
         (matrices if is_inner else rest).append(parameter)
