@@ -14,6 +14,7 @@ resumed equal one that was not.
 
 import hashlib
 import json
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -301,7 +302,7 @@ def encode_row(name: str, entry: Mapping[str, tuple[Tensor, str]]) -> dict[str, 
 def decode_rows(table: pa.Table) -> dict[str, tuple[Tensor, str]]:
     """All tensors of a file, those that others refer to first."""
     rows = table.select(["name", "shape", "dtype", "stored_dtype", "reference", "plane_bytes"]).to_pylist()
-    sizes = [(int(np.prod(row["shape"], dtype=np.int64)), len(row["plane_bytes"])) for row in rows]
+    sizes = [(math.prod(row["shape"]), len(row["plane_bytes"])) for row in rows]
     starts = [0, *accumulate(-(-count * itemsize // ALIGNMENT) * ALIGNMENT for count, itemsize in sizes)]
     # One allocation for all: fresh memory costs a page fault per 4 KiB, and large arrays get huge pages.
     memory = torch.from_numpy(np.empty(max(starts[-1], 1), np.uint8))
