@@ -265,7 +265,7 @@ class _Run:
         )
 
     def check_staff(self, now: float) -> None:
-        """Tell, once, if the cluster has no place for some workers; end the run if it had none for any for too long."""
+        """Tell, once, if some workers do not come up; end the run if none did for too long."""
         num_ready = sum(hand.started is not None for hand in self.hands.values())
         if num_ready:
             self.last_staffed = now
@@ -273,10 +273,11 @@ class _Run:
         self.scheduler.num_workers = max(1, len(self.slots) - num_unplaced)
         if not num_unplaced:
             return
-        has = ray.cluster_resources()
+        has, free = ray.cluster_resources(), ray.available_resources()
         facts = (
-            f"{num_unplaced} of {len(self.slots)} workers have not come up; each needs {self.pool.num_cpus:g} CPU and "
-            f"{self.pool.num_gpus:g} GPU, the cluster has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}"
+            f"{num_unplaced} of {len(self.slots)} workers have not come up: each needs {self.pool.num_cpus:g} CPU and "
+            f"{self.pool.num_gpus:g} GPU; the cluster has {has.get('CPU', 0):g} CPU ({free.get('CPU', 0):g} free) and "
+            f"{has.get('GPU', 0):g} GPU ({free.get('GPU', 0):g} free)"
         )
         if now - self.last_staffed > self.start_timeout_s:
             raise WorkersUnavailable(f"no worker for {self.start_timeout_s:g} s: {facts}")

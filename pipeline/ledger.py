@@ -10,6 +10,8 @@ from typing import get_args
 from pipeline.tasks import Task, TaskFailure, TaskKind
 from retrieval.store import Store
 
+KINDS: dict[str, TaskKind] = {kind: kind for kind in get_args(TaskKind)}
+
 
 class AttemptLedger:
     """The failures charged to the tasks of one edit.
@@ -41,11 +43,11 @@ class AttemptLedger:
         charged: dict[Task, list[tuple[int, TaskFailure]]] = {}
         for name in self._store.names(".json"):
             kind, segment, attempt = name.removesuffix(".json").split("-")
-            if kind not in get_args(TaskKind):
-                raise ValueError(f"{self._store.url}/{name}: task kind {kind!r}; known are {get_args(TaskKind)}")
+            if kind not in KINDS:
+                raise ValueError(f"{self._store.url}/{name}: task kind {kind!r}; known are {', '.join(KINDS)}")
             row = self._store.read_json(name)
             failure = TaskFailure(error_type=row["error_type"], message=row["message"])
-            charged.setdefault(Task(video, kind, int(segment), edit_url), []).append((int(attempt), failure))
+            charged.setdefault(Task(video, KINDS[kind], int(segment), edit_url), []).append((int(attempt), failure))
         return {
             task: [failure for _, failure in sorted(rows, key=lambda row: row[0])] for task, rows in charged.items()
         }
