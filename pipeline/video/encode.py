@@ -18,7 +18,8 @@ from pipeline.video.color import RgbWriter, encoded_pixel_format, tag_encoder
 from pipeline.video.info import LIMITED_RANGE, VideoInfo
 
 CRF = 17
-PRESET = "fast"
+PRESET = "veryfast"
+"""Of x264: at CRF 17 0.6 dB below `fast` and 9 % larger, in 60 % of its time (30 ms for a 720p frame on one core)."""
 GOP_FRAMES = 250
 TONE_HZ = 440
 TONE_RATE_HZ = 48_000
