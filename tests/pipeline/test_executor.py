@@ -225,7 +225,7 @@ def test_fewer_places_than_workers_go_on_with_those_that_fit(videos, caplog, mon
     videos.add("v", sleep_s=1.0)
     result = videos.run(num_workers=4, num_cpus=1.0)
     assert states(result) == {"v": "done"}
-    assert sum("going on with the others" in message for message in caplog.messages) == 1
+    assert sum("workers have not come up" in message for message in caplog.messages) == 1
     assert len(videos.of(WorkerJoined)) <= 2
 
 
