@@ -43,7 +43,7 @@ class EmbedderTraining:
     """
 
     out: Path = BUNDLED_FOLDER
-    worlds_per_step: int = 32
+    worlds_per_step: int = 16
     num_eval_worlds: int = 40
     num_threads: int = 1
     clip: ClipTraining = field(default_factory=ClipTraining)

@@ -41,7 +41,7 @@ class ImagePairs:
 class ClipTraining:
     """How long and how fast."""
 
-    num_steps: int = 900
+    num_steps: int = 650
     learning_rate: float = 1e-3
     warmup_steps: int = 60
     weight_decay: float = 0.05
