@@ -51,6 +51,7 @@ def inspect(uri: str, *, timeout_s: float | None = None, stall_timeout_s: float 
     Raises:
         VideoNotFound, UnreadableVideo, EmptyVideo, NoVideoStream, TruncatedVideo, DamagedVideo, UnsupportedVideo,
         BadTimestamps, ProbeTimeout, DecoderCrashed
+        ImportError: this machine lacks a library that the decoder's process needs; no fault of the video.
     """
     if not uri.startswith("memory://"):
         return _ask_child(uri, name=uri, timeout_s=timeout_s, stall_timeout_s=stall_timeout_s)
@@ -130,6 +131,11 @@ def _listen(stdout: IO[bytes], *, name: str, timeout_s: float | None, stall_time
 
 def _ended_without_answer(name: str, *, returncode: int, answer: dict[str, Any], stderr: bytes) -> Exception:
     lines = [line for line in stderr.decode(errors="replace").splitlines() if line.strip()]
+    if returncode == 1 and lines and lines[-1].startswith(("ImportError", "ModuleNotFoundError")):
+        return ImportError(
+            f"the decoder's process cannot start: {lines[-1]} (shots are found with OpenCV, which needs the system's "
+            "libGL.so.1 and libglib-2.0.so.0: packages libgl1 and libglib2.0-0 on Debian)"
+        )
     if returncode == 1 and lines:
         # An exception nobody foresaw, of a filesystem as a rule (no credentials, no route).
         return UnreadableVideo(f"{name}: cannot be read: {lines[-1]}")

@@ -227,6 +227,13 @@ def test_memory_files_go_through_a_copy(tmp_path: Path) -> None:
         inspect("memory://clips/none.mp4")
 
 
+def test_a_missing_system_library_is_not_blamed_on_the_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scenedetect.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(ImportError, match=r"decoder's process cannot start: ImportError: libGL\.so\.1.*libgl1"):
+        inspect(str(write_source(tmp_path / "v.mp4", num_frames=1)))
+
+
 def _long_video(folder: Path) -> Path:
     """20 times bigbuckbunny: seconds of decoding."""
     path = folder / "long.mp4"
