@@ -1,7 +1,9 @@
 """Names of the files of a committed segment, and which segments are committed. Light: the driver plans and resumes with it.
 
     segment-00012.parquet   the latents (retrieval/latents.py)
-    segment-00012.json      the commit record, written last: a segment is done when it is there
+    segment-00012.json      the commit record, written last
+
+A segment is done when both are there.
 """
 
 import re
