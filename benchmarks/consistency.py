@@ -211,11 +211,12 @@ def bootstrap_ratio(numerator: np.ndarray, denominator: np.ndarray, *, seed: int
 
 
 def strip(footage: Footage, videos: dict[str, list[Tensor]], *, columns: int = 8, zoom: int = 2) -> np.ndarray:
-    """Rows: source, truth, memory, independent, previous. Columns: middle frames of segments that see the target."""
+    """Rows: source, truth, memory, independent, previous. Columns: segments that see the target, where they see most of it."""
     segments = footage.visits[:columns]
+    best = {i: int(footage.target[i].sum((1, 2)).argmax()) for i in segments}
     rows = []
     for frames in ([part.float() / 255 for part in footage.source], footage.truth, *(videos[m] for m in METHODS)):
-        tiles = [frames[i][len(frames[i]) // 2] for i in segments]
+        tiles = [frames[i][best[i]] for i in segments]
         blank = torch.ones_like(tiles[0])
         rows.append(torch.cat([*tiles, *[blank] * (columns - len(tiles))], dim=1))
     picture = (torch.cat(rows).clamp(0, 1) * 255).round().to(torch.uint8)
@@ -263,7 +264,7 @@ def run(benchmark: Benchmark) -> str:
     picture = benchmark.out / f"consistency_{hardware()}_{datetime.now(UTC):%Y-%m-%d}.png"
     benchmark.out.mkdir(parents=True, exist_ok=True)
     gap = np.full((8, strips[0].shape[1], 3), 255, dtype=np.uint8)
-    Image.fromarray(np.concatenate([part for picture_ in strips for part in (picture_, gap)])).save(picture)
+    Image.fromarray(np.concatenate([part for filmstrip in strips for part in (filmstrip, gap)])).save(picture)
     table = {
         (row, name): np.array([score.get(name, np.nan) for score in scores[row]]) for row in ROWS for name in MEASURES
     }
