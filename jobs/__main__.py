@@ -8,7 +8,8 @@ COMMANDS = {
     "edit": "edit long videos by instruction, consistently from the first segment to the last",
     "status": "what a workspace holds: every video's edit and how far it is",
     "retry-failed": "run again what failed or was quarantined in a workspace",
-    "train": "train the bundled models (editor, codec, embedder) on rendered worlds",
+    "train": "train the editor of a preset (network, text encoder, codec) on rendered worlds",
+    "train-embedder": "train the bundled open_clip model that compares source segments",
     "demo": "edit a real street video and a rendered long video, and say where to look",
 }
 """Command -> what it does. The function is `main(argv)` of jobs/<command>.py."""

@@ -12,6 +12,7 @@ from pipeline.manifest import ManifestRow, load_manifest, rows_from_sources
 from pipeline.progress import Progress
 from pipeline.run import run_edit
 from pipeline.run_record import EditRun, RunError
+from retrieval.store import StoreError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ def report_run(run: EditRun, stream: IO[str], *, is_json: bool) -> int:
     try:
         with Progress() as progress:
             outcome = run_edit(run, progress)
-    except (ValueError, RunError) as error:
+    except (ValueError, StoreError, RunError) as error:
         return command_error("edit", error)
     if is_json:
         print_json(stream, outcome.to_json())

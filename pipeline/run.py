@@ -57,11 +57,13 @@ def run_edit(run: EditRun, progress: Progress) -> RunOutcome:
     Failures of videos are data in the outcome; nothing is raised for them.
 
     Raises:
-        ValueError: if the workspace cannot be written, or the settings cannot be met.
+        StoreError: if the workspace cannot be written.
+        RunError: if Ray cannot be started, or no worker can be built.
     """
     started = time.time()
     run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
     workspace = Store(run.workspace)
+    workspace.check_writable()
     timeline: list[dict[str, Any]] = []
     edits = [
         VideoEdit(row=row, preset=resolve_preset(row.preset), folder=workspace / "videos" / row.id) for row in run.rows

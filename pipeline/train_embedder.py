@@ -1,6 +1,6 @@
 """Trains the bundled embedder on rendered worlds and measures what it is for: finding a place again after an absence.
 
-Run it with `python -m pipeline.train_embedder` (or `memory-v2v train embedder`); the result is an open_clip folder.
+Run it with `memory-v2v train-embedder`; the result is an open_clip folder.
 Positives are two views of the same place of a world at different times; negatives are other worlds AND other places of the
 same world, because retrieval chooses among the segments of one video.
 """
@@ -72,7 +72,7 @@ def train_embedder(config: EmbedderTraining) -> dict[str, float]:
     metrics = measure_recall(load_embedder(str(config.out)), num_worlds=config.num_eval_worlds, seed=config.clip.seed)
     metrics |= {"final_loss": sum(losses[-50:]) / len(losses[-50:]), "training_s": seconds}
     record = {
-        "command": "python -m pipeline.train_embedder",
+        "command": "memory-v2v train-embedder",
         "settings": {**asdict(config), "out": None},
         "revision": embedder_revision(str(config.out)),
         "metrics": metrics,
@@ -182,9 +182,3 @@ def measure_recall(embedder: Embedder, *, num_worlds: int, seed: int, top_k: int
                 answered[name].append(float(any(sees[i] for i in best)))
     metrics = {f"recall_at_{top_k}_{name}": float(np.mean(values)) for name, values in answered.items()}
     return metrics | {"num_queries": float(len(answered["chance"]))}
-
-
-if __name__ == "__main__":
-    import tyro
-
-    print(json.dumps(train_embedder(tyro.cli(EmbedderTraining)), indent=1))

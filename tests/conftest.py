@@ -21,7 +21,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def same_random_state_for_every_test() -> None:
-    """A test draws the same numbers alone, in any order, and after any other."""
+    """A test draws the same numbers alone, in any order, and after any other. One thread: small tensors on shared cores."""
     random.seed(0)
     if "numpy" in sys.modules:
         import numpy as np
@@ -31,6 +31,7 @@ def same_random_state_for_every_test() -> None:
         import torch
 
         torch.manual_seed(0)
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,12 @@ from pipeline.stages.context import EditContext, load_context
 from pipeline.stages.edit import edit_segment, encode_source
 from pipeline.stages.render import render_segment
 from pipeline.tasks import Task
+from retrieval.latents import LatentLRU
 
 OPEN_CONTEXTS = 8
-"""Edits whose plan and latent cache a worker keeps open."""
+"""Edits whose plan a worker keeps open."""
+MEMORY_LRU_BYTES = 256 << 20
+"""Latents of any edit that a worker keeps, so that a chain of segments does not read its memories again."""
 
 
 class EditStages:
@@ -37,6 +40,7 @@ class EditStages:
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._size = size
         self._editors: dict[str, Editor] = {}
+        self._lru = LatentLRU(MEMORY_LRU_BYTES)
         self._contexts: OrderedDict[str, EditContext] = OrderedDict()
         self._prefetched: dict[Task, torch.Tensor] = {}
         # A task and the prefetch for the next one run side by side; loading weights switches torch's global state.
@@ -67,7 +71,7 @@ class EditStages:
     def _context(self, edit_url: str) -> EditContext:
         with self._loading:
             if edit_url not in self._contexts:
-                self._contexts[edit_url] = load_context(edit_url)
+                self._contexts[edit_url] = load_context(edit_url, lru=self._lru)
                 while len(self._contexts) > OPEN_CONTEXTS:
                     self._contexts.popitem(last=False)
             self._contexts.move_to_end(edit_url)

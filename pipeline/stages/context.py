@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.spec import EditSpec
 from pipeline.video.info import Inspection, VideoInfo
-from retrieval.latents import LatentStore
+from retrieval.latents import LatentLRU, LatentStore
 from retrieval.schema import PlannedSegment, plan_from_table
 from retrieval.store import Store
 
@@ -38,7 +38,7 @@ class EditContext:
         return self.spec.turns[-1].instruction
 
 
-def load_context(edit_url: str) -> EditContext:
+def load_context(edit_url: str, *, lru: LatentLRU) -> EditContext:
     store = Store(edit_url)
     edit = store.read_json("spec.json")
     video = Store(edit_url.rsplit("/edits/", 1)[0])
@@ -53,7 +53,7 @@ def load_context(edit_url: str) -> EditContext:
             pts=prepared.read_table("frames.parquet", columns=["pts"])["pts"].to_numpy(),
         ),
         plan=tuple(plan_from_table(store.read_table("plan.parquet"))),
-        latents=LatentStore(store / "latents"),
+        latents=LatentStore(store / "latents", lru=lru),
     )
 
 
