@@ -1,5 +1,6 @@
 """Ray for the time of a run: a private one that goes with it, or a running cluster that is left as it is."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,23 +15,25 @@ PRIVATE_OBJECT_STORE_BYTES = 256 << 20
 
 
 @contextmanager
-def ray_session(address: str) -> Iterator[None]:
+def ray_session(address: str, *, num_workers: int | None = None) -> Iterator[None]:
     """Ray for the time of a run. A private one is shut down with the run; one that was there before is left as it is."""
     if ray.is_initialized():
         yield
         return
-    start(address)
+    start(address, num_workers=num_workers)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def start(address: str) -> None:
+def start(address: str, *, num_workers: int | None) -> None:
     """Ray gives itself 30 s to start, too little on a machine whose cores are all taken: a private one is tried again."""
     settings: dict[str, Any] = {"address": address, "logging_level": "error", "log_to_driver": False}
     attempts = 1
     if address == "local":
+        # A worker reserves a core: whoever asks for more workers than cores gets them.
+        settings["num_cpus"] = max(os.cpu_count() or 1, num_workers or 1)
         settings |= {"include_dashboard": False, "object_store_memory": PRIVATE_OBJECT_STORE_BYTES}
         attempts = START_ATTEMPTS
     for attempt in range(1, attempts + 1):

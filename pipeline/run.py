@@ -75,7 +75,7 @@ def run_edit(run: EditRun, progress: Progress) -> RunOutcome:
 
     table = None
     if open_edits(edits):
-        with ray_session(run.address):
+        with ray_session(run.address, num_workers=run.workers):
             failures += prepare(edits, run, progress)
             skip_finished(edits, run, revision)
             if run.dry_run:

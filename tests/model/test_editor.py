@@ -7,7 +7,7 @@ from torch import Tensor
 from model.editor import MemoryEditor
 from model.memory import memory_kernel
 from model.presets import load_editor, resolve_preset
-from model.training.worlds import make_world, render
+from model.training.worlds import edited_attribute, make_world, render
 from model.types import EditRequest, MemoryVideo
 from model.weights import load_strictly, load_transformer
 
@@ -85,3 +85,23 @@ def test_a_checkpoint_without_memory_starts_from_its_base_embedding(editor: Memo
 def test_revision_is_the_presets(editor: MemoryEditor) -> None:
     assert editor.weights_revision == resolve_preset("tiny").weights_revision
     assert len(editor.weights_revision) == 16
+
+
+@pytest.mark.parametrize("role", ["previous", "retrieved"])
+def test_memory_decides_what_the_instruction_leaves_open(editor: MemoryEditor, role: str) -> None:
+    """How strong a fog or which blue is a free choice: shown an earlier segment, the result makes the same one."""
+    errors: dict[bool, list[float]] = {True: [], False: []}
+    for seed, task in enumerate(("restyle", "surface", "restyle", "surface")):
+        world = make_world(seed, split="heldout", task=task, has_cuts=False)
+        earlier, now = (render(world, start, start + 17, size=(64, 64)) for start in (0, 17))
+        source = editor.encode(now.source)
+        shown = (memory_of(editor.encode(earlier.edited), editor.encode(earlier.source), role),)
+        for has_memory in (True, False):
+            request = EditRequest(
+                instruction=world.instruction, source=source, memory=shown if has_memory else (), seed=seed
+            )
+            frames = editor.decode(editor.edit(request).latent)
+            wanted = edited_attribute(now.edited, now.mask)
+            errors[has_memory].append(float((edited_attribute(frames, now.mask) - wanted).abs().mean()))
+    with_memory, without = (sum(errors[has_memory]) for has_memory in (True, False))
+    assert with_memory < without / 2, errors
