@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from model.memory import memory_kernel
 from retrieval.index import SourceIndex
 from retrieval.schema import (
     PlannedMemory,
@@ -28,12 +29,6 @@ from retrieval.store import Store
 
 Method = Literal["memory", "independent", "previous"]
 PLAN_NAME = "plan.parquet"
-
-# Patch kernels (t, h, w), finer for what is more relevant, paper section 3.2 and 4.1.
-PREVIOUS_KERNEL = (1, 2, 2)
-RELEVANT_KERNEL = (1, 4, 4)
-OTHER_KERNEL = (1, 8, 8)
-NUM_RELEVANT = 3
 
 
 def plan_segments(
@@ -80,13 +75,13 @@ def memories(segments: Sequence[Segment], i: int, index: SourceIndex, top_k: int
     has_previous = i > 0 and segments[i - 1].shot == segments[i].shot
     if has_previous:
         score = index.score(i, i - 1)
-        chosen.append(PlannedMemory(segment=i - 1, role="previous", score=score, kernel=PREVIOUS_KERNEL))
+        chosen.append(PlannedMemory(segment=i - 1, role="previous", score=score, kernel=memory_kernel("previous")))
     if not top_k:
         return tuple(chosen)
     found = index.search_earlier(i, top_k + has_previous)
     retrieved = [(segment, score) for segment, score in found if not (has_previous and segment == i - 1)][:top_k]
     for rank, (segment, score) in enumerate(retrieved):
-        kernel = RELEVANT_KERNEL if rank < NUM_RELEVANT else OTHER_KERNEL
+        kernel = memory_kernel("retrieved", rank)
         chosen.append(PlannedMemory(segment=segment, role="retrieved", score=score, kernel=kernel))
     return tuple(chosen)
 

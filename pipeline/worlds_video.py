@@ -1,4 +1,4 @@
-"""Writes rendered worlds as video files: the long video of the demo, and its truth. Knows worlds and the door to PyAV.
+"""Writes the demo's long rendered video, and its truth. Knows worlds and the door to PyAV.
 
 Rendering runs in processes of its own, one thread each: many small tensor operations gain nothing from threads, and the
 caller never has to load torch.
@@ -8,14 +8,10 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.video.io import write_video
-
-if TYPE_CHECKING:
-    from model.training.worlds import World
 
 DEMO_SIZE = (272, 480)
 DEMO_FPS = 25
@@ -40,21 +36,6 @@ def write_demo_world(path: Path, *, truth_path: Path | None = None, size: tuple[
         source = pool.map(_render_demo, [(span, size, False) for span in spans])
         write_video(path, _frames_of(source), DEMO_FPS, audio_tone=True)
     return instruction
-
-
-def write_world(
-    world: "World", path: Path, *, size: tuple[int, int], fps: float = DEMO_FPS, supersample: int = 1
-) -> int:
-    """Write a world's source video; returns its number of frames. Renders in the calling process."""
-    from model.training.worlds import render
-
-    starts = range(0, world.num_frames, FRAMES_PER_TASK)
-    ends = (min(start + FRAMES_PER_TASK, world.num_frames) for start in starts)
-    parts = (
-        render(world, start, end, size=size, supersample=supersample).source.numpy()
-        for start, end in zip(starts, ends, strict=True)
-    )
-    return write_video(path, _frames_of(parts), fps)
 
 
 def _frames_of(parts: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

@@ -22,42 +22,13 @@ from PIL import Image
 from pipeline.report import write_report
 from pipeline.report.contents import edit_folder
 from pipeline.report.media import MEDIA_BYTES, evenly
+from pipeline.run_record import FAILURE_SCHEMA, RESULT_SCHEMA, TIMELINE_SCHEMA
 from retrieval.schema import PlannedMemory, PlannedSegment, plan_to_table
 from retrieval.store import Store
 
 STARTED_S = 1_760_000_000.0
 HOSTILE = "<script>alert(1)</script>\"'&</title>"
 FPS = 24.0
-RESULTS = pa.schema(
-    [
-        *((name, pa.string()) for name in ("id", "source", "status", "edit_id", "edit_url", "output")),
-        ("segments", pa.int64()),
-        ("generated_segments", pa.int64()),
-        ("error_type", pa.string()),
-        ("error", pa.string()),
-        ("seconds", pa.float64()),
-    ]
-)
-TIMELINE = pa.schema(
-    [
-        *((name, pa.string()) for name in ("video", "kind", "worker", "node")),
-        ("segment", pa.int64()),
-        ("started_at", pa.float64()),
-        ("finished_at", pa.float64()),
-    ]
-)
-FAILURES = pa.schema(
-    [
-        ("video", pa.string()),
-        ("stage", pa.string()),
-        ("start_frame", pa.int64()),
-        ("end_frame", pa.int64()),
-        ("error_type", pa.string()),
-        ("message", pa.string()),
-        ("attempts", pa.int64()),
-    ]
-)
-
 
 # A workspace as a run leaves it.
 
@@ -223,9 +194,9 @@ class Workspace:
         command = {"workspace": "/ws", "preset": "tiny", "note": HOSTILE, "rows": [{"id": "a"}, {"id": "b"}]}
         run = {"run_id": run_id, "command": command, "started_at": STARTED_S, "finished_at": self.clock_s + 3}
         folder.write_json("run.json", {**run, "versions": {"torch": "2.9"}})
-        folder.write_table("results.parquet", pa.Table.from_pylist(self.rows, schema=RESULTS))
-        folder.write_table("failures.parquet", pa.Table.from_pylist(self.failures, schema=FAILURES))
-        folder.write_table("timeline.parquet", pa.Table.from_pylist(self.timeline, schema=TIMELINE))
+        folder.write_table("results.parquet", pa.Table.from_pylist(self.rows, schema=RESULT_SCHEMA))
+        folder.write_table("failures.parquet", pa.Table.from_pylist(self.failures, schema=FAILURE_SCHEMA))
+        folder.write_table("timeline.parquet", pa.Table.from_pylist(self.timeline, schema=TIMELINE_SCHEMA))
         write_report(self.store, run_id, **options)
         return folder.read_bytes("report.html").decode()
 
