@@ -5,6 +5,7 @@ So a resumed run sees exactly what an undisturbed one would have seen. Segments 
 span a cut, and a remainder is padded by repeating its last frame.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -35,19 +36,20 @@ FINE: tuple[MemoryRole, Kernel] = ("retrieved", BASE_KERNEL)
 COARSE: tuple[MemoryRole, Kernel] = ("retrieved", COARSE_KERNEL)
 
 LAYOUTS: tuple[tuple[float, Layout], ...] = (
-    (0.16, ()),
-    (0.10, (PREVIOUS,)),
-    (0.14, (RELEVANT,)),
-    (0.16, (PREVIOUS, RELEVANT)),
-    (0.08, (RELEVANT, RELEVANT)),
-    (0.10, (RELEVANT, RELEVANT, RELEVANT)),
-    (0.08, (PREVIOUS, RELEVANT, RELEVANT)),
+    (0.25, ()),
+    (0.08, (PREVIOUS,)),
+    (0.12, (RELEVANT,)),
+    (0.15, (PREVIOUS, RELEVANT)),
+    (0.07, (RELEVANT, RELEVANT)),
+    (0.09, (RELEVANT, RELEVANT, RELEVANT)),
+    (0.07, (PREVIOUS, RELEVANT, RELEVANT)),
     (0.08, (PREVIOUS, RELEVANT, RELEVANT, RELEVANT)),
-    (0.04, (RELEVANT, RELEVANT, COARSE)),
+    (0.03, (RELEVANT, RELEVANT, COARSE)),
     (0.03, (COARSE, COARSE)),
     (0.03, (FINE,)),
 )
-"""(probability, layout). Mostly what inference gives; the last three are the paper's random kernels (section 4.1)."""
+"""(probability, layout). Mostly what inference gives, but a quarter without memory: only there must the instruction be read.
+The last three are the paper's random kernels (section 4.1)."""
 
 MIN_VISIBLE = 0.004
 """A segment shows the edit if it changes at least this share of its pixels."""
@@ -169,13 +171,16 @@ def load_cache(
 ) -> list[Segments]:  # fmt: skip
     """Segments of every frame size; `num_worlds` are shared out between the sizes, the first getting twice the share.
 
-    With a folder, what is there is read (memory-mapped) and what is missing is rendered and written.
+    With a folder, what is there is read (memory-mapped) and what is missing is rendered and written, under names that tell
+    the codec whose latents they are.
     """
+    revision = codec_revision(codec)
     share = num_worlds // (len(sizes) + 1)
     counts = [num_worlds - share * (len(sizes) - 1)] + [share] * (len(sizes) - 1)
     cache, seed = [], first_seed
     for size, count in zip(sizes, counts, strict=True):
-        path = folder / f"worlds-{seed}-{count}-{size[0]}x{size[1]}x{segment_frames}.pt" if folder else None
+        name = f"worlds-{seed}-{count}-{size[0]}x{size[1]}x{segment_frames}-{revision}.pt"
+        path = folder / name if folder else None
         if path is not None and path.exists():
             segments = Segments(**torch.load(path, mmap=True, weights_only=True))
         else:
@@ -190,6 +195,14 @@ def load_cache(
         cache.append(segments)
         seed += count
     return cache
+
+
+def codec_revision(codec: PatchCodec) -> str:
+    """Eight hex digits that change with the codec's numbers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(codec.state_dict().items()):
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]
 
 
 class BatchSampler:
