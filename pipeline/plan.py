@@ -3,8 +3,11 @@
 Retrieval looks at SOURCE embeddings only, so everything is known beforehand: the output cannot depend on timing, on the
 worker, or on what happened to be finished. Inside a shot the previous segment always comes first; the rest are the most
 alike of all earlier segments (paper App. D.2, Alg. 2), across cuts too. The paper names objects that leak across cuts
-as a limitation; here likeness decides, and the scores are written down. The plan makes a video a DAG; its depth bounds
-how far more workers can help.
+as a limitation; here likeness decides, and the scores are written down.
+
+The plan makes a video a DAG. A segment's depth is the number of generations it stands from a segment without memory: what is
+deep has drifted further, and the deepest bounds how far more workers can help. So where likenesses differ by no more than
+`SLACK`, the shallower segment is remembered.
 """
 
 import hashlib
@@ -29,6 +32,8 @@ from retrieval.store import Store
 
 Method = Literal["memory", "independent", "previous"]
 PLAN_NAME = "plan.parquet"
+SLACK = 0.02
+"""Cosines that differ by no more are alike. What it does to retrieval and to depth: `docs/decisions.md`."""
 
 
 def plan_segments(
@@ -57,20 +62,29 @@ def plan_segments(
         if dims[0] == 0 or len(dims) > 1:
             raise ValueError(f"segments have embeddings of {dims} numbers; needs the same number above 0 for all")
         index = SourceIndex(embedding_matrix(list(segments)))
-    return [
-        PlannedSegment(
-            segment=row.segment,
-            shot=row.shot,
-            start_frame=row.start_frame,
-            end_frame=row.end_frame,
-            seed=segment_seed(seed, row.segment),
-            memory=() if index is None else memories(segments, row.segment, index, top_k if method == "memory" else 0),
+    plan: list[PlannedSegment] = []
+    depths: list[int] = []
+    for row in segments:
+        found = () if index is None else memories(segments, index, depths, top_k if method == "memory" else 0)
+        depths.append(1 + max((depths[memory.segment] for memory in found), default=0))
+        plan.append(
+            PlannedSegment(
+                segment=row.segment,
+                shot=row.shot,
+                start_frame=row.start_frame,
+                end_frame=row.end_frame,
+                seed=segment_seed(seed, row.segment),
+                memory=found,
+            )
         )
-        for row in segments
-    ]
+    return plan
 
 
-def memories(segments: Sequence[Segment], i: int, index: SourceIndex, top_k: int) -> tuple[PlannedMemory, ...]:
+def memories(
+    segments: Sequence[Segment], index: SourceIndex, depths: Sequence[int], top_k: int
+) -> tuple[PlannedMemory, ...]:
+    """What the next segment remembers, given the depths of all before it."""
+    i = len(depths)
     chosen = []
     has_previous = i > 0 and segments[i - 1].shot == segments[i].shot
     if has_previous:
@@ -78,12 +92,26 @@ def memories(segments: Sequence[Segment], i: int, index: SourceIndex, top_k: int
         chosen.append(PlannedMemory(segment=i - 1, role="previous", score=score, kernel=memory_kernel("previous")))
     if not top_k:
         return tuple(chosen)
-    found = index.search_earlier(i, top_k + has_previous)
-    retrieved = [(segment, score) for segment, score in found if not (has_previous and segment == i - 1)][:top_k]
-    for rank, (segment, score) in enumerate(retrieved):
+    found = [
+        (segment, score)
+        for segment, score in index.search_earlier(i, top_k + has_previous, slack=SLACK)
+        if not (has_previous and segment == i - 1)
+    ]
+    for rank, (segment, score) in enumerate(shallow(found, depths, top_k)):
         kernel = memory_kernel("retrieved", rank)
         chosen.append(PlannedMemory(segment=segment, role="retrieved", score=score, kernel=kernel))
     return tuple(chosen)
+
+
+def shallow(found: Sequence[tuple[int, float]], depths: Sequence[int], top_k: int) -> list[tuple[int, float]]:
+    """`top_k` of the (segment, score), given best first: of those within `SLACK` of the last place the shallowest."""
+    if len(found) <= top_k:
+        return list(found)
+    last = found[top_k - 1][1]
+    rivals = [item for item in found if abs(item[1] - last) <= SLACK]
+    surer = [item for item in found if item[1] > last + SLACK]
+    rivals.sort(key=lambda item: depths[item[0]])  # stable: then best first
+    return sorted([*surer, *rivals[: top_k - len(surer)]], key=found.index)
 
 
 def check_order(segments: Sequence[Segment]) -> None:

@@ -40,10 +40,10 @@ class SourceIndex:
         """Cosine of segments `i` and `j`, in [-1, 1]."""
         return float(rounded(np.dot(self.embeddings[i : i + 1], self.embeddings[j]))[0])
 
-    def search_earlier(self, i: int, k: int) -> list[tuple[int, float]]:
-        """The at most `k` best of the segments before `i` as (segment, score): best score first, then most recent first.
+    def search_earlier(self, i: int, k: int, *, slack: float = 0.0) -> list[tuple[int, float]]:
+        """The `k` best of the segments before `i`, and all that score at most `slack` less than the k-th, ties included.
 
-        Fastest when `i` only grows.
+        As (segment, score): best score first, then most recent first. Fastest when `i` only grows.
         """
         if not 0 <= i < len(self):
             raise ValueError(f"segment is {i}; needs 0 to {len(self) - 1}")
@@ -57,16 +57,17 @@ class SourceIndex:
         if self._index.ntotal < i:
             self._index.add(self.embeddings[self._index.ntotal : i])
         query = self.embeddings[i : i + 1]
-        # A few more than asked for show whether the last place is a tie; only then all candidates of that score are needed.
+        # A few more than asked for mostly show where the slack ends; only if not, all candidates down to there are needed.
         scores, ids = self._index.search(query, min(i, k + 8))
-        worst = float(scores[0, k - 1]) - 4 * TIE
+        worst = float(scores[0, k - 1]) - slack - 4 * TIE
         if scores.shape[1] < i and float(scores[0, -1]) >= worst:
             _, scores_found, ids_found = self._index.range_search(query, worst)
         else:
             scores_found, ids_found = scores[0], ids[0]
         ranked = rounded(scores_found)
-        order = np.lexsort((-ids_found, -ranked))[:k]
-        return [(int(ids_found[place]), float(ranked[place])) for place in order]
+        order = np.lexsort((-ids_found, -ranked))
+        least = float(ranked[order[k - 1]]) - slack - TIE / 2
+        return [(int(ids_found[place]), float(ranked[place])) for place in order if ranked[place] >= least]
 
 
 def rounded(scores: np.ndarray) -> Float[np.ndarray, "..."]:

@@ -158,9 +158,10 @@ class Store:
         except ValueError as error:
             raise StoreError(f"{self.url_of(name)}: not JSON: {error}") from error
 
-    def write_json(self, name: str, value: Any) -> None:
+    def write_json(self, name: str, value: Any, *, indent: int | None = 1) -> None:
+        """`indent=None` writes one line, several times faster."""
         try:
-            text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
+            text = json.dumps(value, indent=indent, sort_keys=True, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.url_of(name)}: {describe(error)}") from error
         self.write_bytes(name, f"{text}\n".encode())

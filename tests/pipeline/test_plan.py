@@ -52,7 +52,7 @@ def test_previous_first_then_the_most_alike_of_all_earlier() -> None:
         [("previous", 1), ("retrieved", 0)],
         [("previous", 2), ("retrieved", 0)],
         [("previous", 3), ("retrieved", 1)],
-        [("previous", 4), ("retrieved", 3)],
+        [("previous", 4), ("retrieved", 0)],
     ]
     assert [memory.score for memory in plan[5].memory] == [0.0, 1.0]
     assert [memory.score for memory in plan[2].memory] == [0.0, 0.0]
@@ -63,6 +63,26 @@ def test_first_segment_of_a_shot_has_no_previous_but_retrieves_across_the_cut() 
     plan = plan_segments(segments, top_k=2)
     assert remembered(plan)[2] == [("retrieved", 0), ("retrieved", 1)]
     assert remembered(plan)[3] == [("previous", 2), ("retrieved", 0), ("retrieved", 1)]
+
+
+def test_of_nearly_equal_memories_the_shallowest() -> None:
+    """Segments 0 to 3 have depths 1, 2, 3 and 2. Only what is clearly more alike beats depth."""
+
+    def last_memory(cosines: list[float]) -> list[int]:
+        earlier = np.eye(5)[:4]
+        query = np.array([*cosines, np.sqrt(1 - np.square(cosines).sum())])
+        segments = [
+            replace(segment, embedding=tuple(row))
+            for segment, row in zip(film([0, 0, 0, 1, 2]), [*earlier, query], strict=True)
+        ]
+        plan = plan_segments(segments, top_k=1)
+        assert [row.memory[0].segment for row in plan[1:4]] == [0, 1, 0]
+        return [memory.segment for memory in plan[4].memory]
+
+    assert last_memory([0.50, 0.49, 0.515, 0.30]) == [0]
+    assert last_memory([0.50, 0.49, 0.525, 0.30]) == [2]
+    assert last_memory([0.30, 0.505, 0.515, 0.40]) == [1]
+    assert last_memory([0.30, 0.505, 0.515, 0.50]) == [1]
 
 
 @pytest.mark.parametrize("top_k", [0, 1, 3, 5, 50])

@@ -28,7 +28,7 @@ def test_equals_the_slow_search(num: int, dim: int, k: int) -> None:
     embeddings = random_embeddings(num, dim)
     index = SourceIndex(embeddings)
     for i in range(num):
-        found, wanted = index.search_earlier(i, k), slow_search(embeddings, i, k)
+        found, wanted = index.search_earlier(i, k)[:k], slow_search(embeddings, i, k)
         assert [segment for segment, _ in found] == [segment for segment, _ in wanted]
         assert [score for _, score in found] == pytest.approx([score for _, score in wanted], abs=2e-6)
 
@@ -41,14 +41,25 @@ def test_equal_sources_are_ordered_most_recent_first(num: int) -> None:
     index = SourceIndex(embeddings)
     i = num - 1
     same = [j for j in range(i) if (j % 3 == 1) == (i % 3 == 1)][::-1]
-    assert index.search_earlier(i, 3) == [(j, 1.0) for j in same[:3]]
+    assert index.search_earlier(i, 3) == [(j, 1.0) for j in same]
 
 
 def test_float_noise_is_a_tie() -> None:
     base = random_embeddings(1, 64)[0]
     noise = np.random.default_rng(1).standard_normal((200, 64)) * 1e-8
     index = SourceIndex(unit(base + noise))
-    assert index.search_earlier(199, 3) == [(198, 1.0), (197, 1.0), (196, 1.0)]
+    assert index.search_earlier(199, 3) == [(j, 1.0) for j in range(198, -1, -1)]
+
+
+@pytest.mark.parametrize("slack", [0.0, 0.02, 0.3])
+def test_slack_adds_all_that_are_nearly_as_good(slack: float) -> None:
+    embeddings = random_embeddings(300, 8)
+    index = SourceIndex(embeddings)
+    for i in (1, 5, 60, 299):
+        every = slow_search(embeddings, i, i)
+        least = every[:3][-1][1] - slack
+        wanted = [segment for segment, score in every if score >= least - 1e-6]
+        assert [segment for segment, _ in index.search_earlier(i, 3, slack=slack)] == wanted
 
 
 def test_only_earlier_segments_in_any_order_of_asking() -> None:
