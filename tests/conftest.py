@@ -1,4 +1,4 @@
-"""What all tests share: a local Ray on demand, isolated random state, and the rule for GPU tests."""
+"""What all tests share: a local Ray and an S3 server on demand, isolated random state, and the rule for GPU tests."""
 
 import os
 import random
@@ -42,3 +42,25 @@ def local_ray() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """URL of an empty bucket on a real S3 server on loopback; s3fs finds it as it would find any, through the environment."""
+    boto3 = pytest.importorskip("boto3")
+    s3fs = pytest.importorskip("s3fs")
+    server_module = pytest.importorskip("moto.server")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        boto3.client("s3").create_bucket(Bucket="films")
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield "s3://films"
+        s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()

@@ -18,7 +18,9 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from pipeline.tasks import Task
+from pipeline.video.io import write_video
 from retrieval.store import Store
+from tests.jobs.commands import committed, latent_bytes, memory_v2v, moving_frames, start
 from tests.stages import (
     ScriptedStages,
     done_tasks,
@@ -232,3 +234,52 @@ def test_a_node_that_joins_later_is_used(cluster, tmp_path):
     edits.drivers[-1].terminate()
     edits.drivers[-1].wait()
     cluster.remove_node(node)
+
+
+def edit_workers() -> list[psutil.Process]:
+    return [process for process in psutil.process_iter(["cmdline"]) if is_edit_worker(process)]
+
+
+def is_edit_worker(process: psutil.Process) -> bool:
+    return bool(process.info["cmdline"]) and process.info["cmdline"][0].startswith("ray::_Actor.run")
+
+
+def test_the_real_edit_survives_a_node_a_worker_and_the_driver(cluster, tmp_path):
+    """`memory-v2v edit` with the bundled network on three nodes; the same latents as an undisturbed run on one."""
+    videos = [tmp_path / f"v{seed}.mp4" for seed in range(2)]
+    for seed, path in enumerate(videos):
+        write_video(path, moving_frames(8 * 17, height=64, width=64, seed=seed), 25)
+    workspace, calm = tmp_path / "workspace", tmp_path / "calm"
+    edit = ("edit", *videos, "--instruction", "make it look like a warm sunset", "--workers", "3", "--json")
+    command = (*edit, "--workspace", workspace, "--address", cluster.address)
+
+    def wait_for_commits(count: int, process: subprocess.Popen[str]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while len(committed(workspace)) < count:
+            assert process.poll() is None, f"ended before commit {count}: {process.communicate()[1][-2000:]}"
+            assert time.monotonic() < deadline, f"waited {PATIENCE_S} s for commit {count}"
+            time.sleep(0.02)
+
+    process = start(*command)
+    wait_for_commits(2, process)
+    node = sorted(cluster.worker_nodes, key=lambda node: node.unique_id)[0]
+    node.all_processes["raylet"][0].process.kill()
+    cluster.remove_node(node, allow_graceful=False)
+    wait_for_commits(5, process)
+    workers = edit_workers()
+    assert workers, "no worker is editing"
+    workers[0].kill()
+    wait_for_commits(8, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    patiently(lambda: cluster.add_node(wait=False, **NODE))
+    kept = committed(workspace)
+    assert len(kept) < 16, "everything was done before the driver was killed; the test tests nothing"
+
+    answer = memory_v2v(*command)
+    assert answer.status == 0, answer.stderr
+    assert {video["status"] for video in answer.result["videos"]} == {"done"}
+    after = committed(workspace)
+    assert {name: after[name] for name in kept} == kept, "a committed segment was generated again"
+    assert memory_v2v(*edit, "--workspace", calm).status == 0
+    assert latent_bytes(workspace) == latent_bytes(calm)

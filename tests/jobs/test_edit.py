@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.video.io import inspect, write_video
 from retrieval.store import Store
+from tests.bad_videos import BAD_FILES
 from tests.jobs.commands import committed, edit_store, latent_bytes, memory_v2v, moving_frames, start
 
 INSTRUCTION = "make it look like a warm sunset"
@@ -201,3 +202,36 @@ def test_failed_videos_are_data_and_can_be_retried(videos: list[Path], tmp_path:
     assert again.status == 0, again.stderr
     assert {name: video["status"] for name, video in again.by_id.items()} == {"missing": "done", "text": "done"}
     assert edit_store(workspace, "text").exists("edited.mp4")
+
+
+SOURCE_ERRORS = {"empty_file": "SourceEmpty", "directory": "SourceIsDirectory", "missing": "SourceMissing"}
+"""Found before anything is opened."""
+
+
+def test_one_bad_file_of_every_kind_and_the_rest_is_done(videos: list[Path], s3: str, tmp_path: Path) -> None:
+    rows, wanted = [], {}
+    for number, (make, error, _) in enumerate(BAD_FILES):
+        name = f"{number:02}-{make.__name__.strip('<>')}"
+        folder = tmp_path / name
+        folder.mkdir()
+        path = make(folder)
+        rows.append({"id": name, "source": str(path)})
+        is_missing = "missing" if not path.exists() else make.__name__
+        wanted[name] = SOURCE_ERRORS.get(is_missing, error.__name__)
+    one_frame = tmp_path / "one.mp4"
+    write_video(one_frame, moving_frames(1, height=64, width=64, seed=0), 25)
+    rows += [
+        {"id": "no-bucket", "source": "s3://nobody-has-this-bucket/film.mp4"},
+        {"id": "no-object", "source": f"{s3}/film.mp4"},
+        {"id": "one-frame", "source": str(one_frame)},
+        {"id": "good", "source": str(videos[0])},
+    ]
+    wanted |= {"no-bucket": "SourceMissing", "no-object": "SourceMissing", "one-frame": "", "good": ""}
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row | {"instruction": INSTRUCTION}) + "\n" for row in rows))
+    answer = memory_v2v("edit", "--manifest", manifest, "--workspace", tmp_path / "workspace", "--json")
+    assert answer.status == 1
+    assert {name: video["error_type"] or "" for name, video in answer.by_id.items()} == wanted
+    statuses = {name: "done" if not error else "failed" for name, error in wanted.items()}
+    assert {name: video["status"] for name, video in answer.by_id.items()} == statuses
+    assert inspect(answer.by_id["one-frame"]["output"]).info.num_frames == 1

@@ -66,44 +66,20 @@ def test_an_object_store_is_stamped_and_a_rewritten_object_is_seen():
     assert identify(url, first).sha256 == hashlib.sha256(b"secnd").hexdigest()
 
 
-def test_s3_over_a_real_server(s3_bucket):
-    store = Store(f"{s3_bucket}/films")
+def test_s3_over_a_real_server(s3):
+    store = Store(f"{s3}/films")
     store.write_bytes("a.mp4", b"first")
-    url = f"{s3_bucket}/films/a.mp4"
+    url = f"{s3}/films/a.mp4"
     first = identify(url)
     assert first.sha256 == hashlib.sha256(b"first").hexdigest()
     assert first.stamp
     assert identify(url, first) is first
     with pytest.raises(SourceMissing, match="does not exist"):
-        identify(f"{s3_bucket}/films/b.mp4")
+        identify(f"{s3}/films/b.mp4")
     with pytest.raises(SourceIsDirectory, match="directory"):
-        identify(f"{s3_bucket}/films")
+        identify(f"{s3}/films")
     with pytest.raises((SourceMissing, SourceUnreadable)):
         identify("s3://no-such-bucket-here/a.mp4")
-
-
-@pytest.fixture
-def s3_bucket(monkeypatch):
-    """A bucket on moto's S3 server, as `s3://bucket`."""
-    boto3 = pytest.importorskip("boto3")
-    s3fs = pytest.importorskip("s3fs")
-    from moto.server import ThreadedMotoServer
-
-    s3fs.S3FileSystem.clear_instance_cache()
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket="bucket")
-    yield "s3://bucket"
-    server.stop()
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_a_bucket_without_credentials_is_named_unreadable(monkeypatch):

@@ -168,7 +168,7 @@ def test_committed_needs_both_files(folder: Store) -> None:
 def test_a_kill_before_the_record_leaves_the_segment_uncommitted(
     folder: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(self: Store, name: str, value: object) -> None:
+    def killed(self: Store, name: str, value: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     store = LatentStore(folder)

@@ -17,31 +17,21 @@ import pytest
 
 from pipeline.video.errors import (
     BadTimestamps,
-    DamagedVideo,
     DecoderCrashed,
-    EmptyVideo,
     NoVideoStream,
     ProbeTimeout,
-    TruncatedVideo,
-    UnreadableVideo,
-    UnsupportedVideo,
     VideoError,
     VideoNotFound,
 )
 from pipeline.video.info import Inspection, VideoInfo
 from pipeline.video.inspect_process import examine
 from pipeline.video.probe import inspect
+from tests.bad_videos import BAD_FILES, goes_back
 from tests.videos import (
-    corrupt_file,
-    cut_file,
     inspection_of,
     real_video,
-    remux,
     write_audio_only,
     write_source,
-    write_with_packet_times,
-    write_without_frames,
-    write_without_size,
 )
 
 
@@ -75,115 +65,6 @@ def test_json_there_and_back(tmp_path: Path) -> None:
     assert np.array_equal(again.pts, found.pts)
 
 
-def _text(folder: Path) -> Path:
-    path = folder / "notes.mp4"
-    path.write_text("this is no video\n" * 100)
-    return path
-
-
-def _empty(folder: Path) -> Path:
-    path = folder / "empty.mp4"
-    path.touch()
-    return path
-
-
-def _folder(folder: Path) -> Path:
-    path = folder / "folder.mp4"
-    path.mkdir()
-    return path
-
-
-def _cut_without_index(folder: Path) -> Path:
-    return cut_file(write_source(folder / "whole.mp4"), folder / "cut.mp4", share=0.6)
-
-
-def _cut_with_index(folder: Path) -> Path:
-    options = {"movflags": "+faststart"}
-    return cut_file(write_source(folder / "whole.mp4", container_options=options), folder / "cut.mp4", share=0.6)
-
-
-def _cut_matroska(folder: Path) -> Path:
-    return cut_file(write_source(folder / "whole.mkv"), folder / "cut.mkv", share=0.6)
-
-
-def _cut_stream(folder: Path) -> Path:
-    return cut_file(remux(real_video("bikes.mp4"), folder / "whole.ts"), folder / "cut.ts", share=0.3)
-
-
-def _noise_inside(folder: Path) -> Path:
-    return corrupt_file(real_video("bikes.mp4"), folder / "noise.mp4")
-
-
-def _size_changes(folder: Path) -> Path:
-    path = folder / "sizes.ts"
-    data = b""
-    for index, width in enumerate((64, 96)):
-        part = write_source(folder / f"{index}.ts", width=width, pts=[90000 * (index + 1) + 3600 * i for i in range(5)])
-        data += part.read_bytes()
-    path.write_bytes(data)
-    return path
-
-
-def _hdr(folder: Path, *, transfer: int = 16) -> Path:
-    color = {"color_trc": transfer, "color_primaries": 9, "colorspace": 9}
-    return write_source(folder / "hdr.mp4", pixel_format="yuv420p10le", color=color)
-
-
-def _hybrid_log_gamma(folder: Path) -> Path:
-    return _hdr(folder, transfer=18)
-
-
-def _odd_matrix(folder: Path) -> Path:
-    return write_source(folder / "ycgco.mp4", color={"colorspace": 8})
-
-
-def _too_wide(folder: Path) -> Path:
-    return write_source(folder / "wide.mkv", width=16386, height=16, codec="ffv1", num_frames=1)
-
-
-def _goes_back(folder: Path) -> Path:
-    return write_with_packet_times(folder / "back.mkv", [0, 40, 120, 80, 160])
-
-
-def _stands_still(folder: Path) -> Path:
-    return write_with_packet_times(folder / "still.mkv", [0, 40, 40, 80])
-
-
-def _without_times(folder: Path) -> Path:
-    return write_source(folder / "raw.h264", container="h264")
-
-
-def _sound_without_container(folder: Path) -> Path:
-    time_base = Fraction(1, 1000)
-    return write_source(folder / "v.asf", codec="mpeg4", audio=["wmav2"], time_base=time_base, step=40)
-
-
-BAD_FILES = [
-    (_empty, EmptyVideo, "0 bytes"),
-    (_text, UnreadableVideo, "not a video file"),
-    (_folder, UnreadableVideo, "directory"),
-    (lambda folder: folder / "missing.mp4", VideoNotFound, "no such file"),
-    (_cut_without_index, UnreadableVideo, "moov"),
-    (_cut_with_index, TruncatedVideo, r"\d+ frames decode of 20"),
-    (_cut_matroska, TruncatedVideo, r"\d+ frames decode"),
-    (_cut_stream, TruncatedVideo, "end is damaged or missing"),
-    (_noise_inside, DamagedVideo, r"frame \d+ .* 250 frames decode in all"),
-    (lambda folder: write_audio_only(folder / "a.m4a"), NoVideoStream, "it has: audio"),
-    (lambda folder: write_without_frames(folder / "none.mkv"), EmptyVideo, "holds no frame"),
-    (lambda folder: write_without_frames(folder / "none.mp4"), NoVideoStream, "no video stream"),
-    (lambda folder: write_without_size(folder / "zero.avi"), UnsupportedVideo, "0x0"),
-    (_too_wide, UnsupportedVideo, "16386x16.*16384"),
-    (_size_changes, UnsupportedVideo, "frame 5 is"),
-    (_hdr, UnsupportedVideo, "HDR.*PQ.*tone-map"),
-    (_hybrid_log_gamma, UnsupportedVideo, "HDR.*HLG"),
-    (_sound_without_container, UnsupportedVideo, "neither MP4 nor Matroska can carry audio stream 1"),
-    (_odd_matrix, UnsupportedVideo, "colour matrix 8"),
-    (_goes_back, BadTimestamps, "frame 3 is at 80, frame 2 at 120"),
-    (_stands_still, BadTimestamps, "frame 2 is at 40"),
-    (_without_times, BadTimestamps, "frame 0 has no timestamp"),
-]
-
-
 @pytest.mark.parametrize(("make", "error", "message"), BAD_FILES)
 def test_a_bad_file_has_its_own_error(tmp_path: Path, make, error: type[VideoError], message: str) -> None:
     path = make(tmp_path)
@@ -194,7 +75,7 @@ def test_a_bad_file_has_its_own_error(tmp_path: Path, make, error: type[VideoErr
 
 
 def test_the_error_crosses_the_process_boundary(tmp_path: Path) -> None:
-    path = _goes_back(tmp_path)
+    path = goes_back(tmp_path)
     with pytest.raises(BadTimestamps, match=r"back\.mkv: .*frame 3 is at 80, frame 2 at 120"):
         inspect(str(path))
 

@@ -1,6 +1,5 @@
 """Sources in a bucket: read through fsspec, in the decoder's process too; an unreachable bucket is a named error."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,34 +14,11 @@ from tests.pipeline.video.test_assemble import check_exact
 from tests.videos import inspection_of, write_source
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket on moto's S3 server, as `s3://bucket`."""
-    boto3 = pytest.importorskip("boto3")
-    s3fs = pytest.importorskip("s3fs")
-    server_module = pytest.importorskip("moto.server")
-    s3fs.S3FileSystem.clear_instance_cache()
-    server = server_module.ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket="films")
-    yield "s3://films"
-    server.stop()
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
-def test_a_film_in_a_bucket_goes_all_the_way(bucket: str, tmp_path: Path) -> None:
+def test_a_film_in_a_bucket_goes_all_the_way(s3: str, tmp_path: Path) -> None:
     import fsspec
 
     local = write_source(tmp_path / "v.mp4", num_frames=30, audio=["aac"])
-    uri = f"{bucket}/v.mp4"
+    uri = f"{s3}/v.mp4"
     with fsspec.open(uri, "wb") as file:
         file.write(local.read_bytes())
     found, here = inspect(uri), inspection_of(local)
@@ -53,7 +29,7 @@ def test_a_film_in_a_bucket_goes_all_the_way(bucket: str, tmp_path: Path) -> Non
     result = assemble([tmp_path / "c.mp4"], uri, found, tmp_path / "edited")
     check_exact(local, here, result)
     with pytest.raises(VideoNotFound, match="none"):
-        inspect(f"{bucket}/none.mp4")
+        inspect(f"{s3}/none.mp4")
     with pytest.raises(VideoNotFound, match="elsewhere"):
         inspect("s3://elsewhere/v.mp4")
 
