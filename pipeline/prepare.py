@@ -20,7 +20,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from itertools import islice
 from typing import Any, Literal
 
@@ -32,16 +31,11 @@ import ray.exceptions
 from ray.util.annotations import RayDeprecationWarning
 
 from model.geometry import Geometry
-from pipeline.spec import ShotDetection
+from pipeline.prepared import PreparedVideo, load_prepared
 from pipeline.video.info import VideoInfo
 from pipeline.video.split import split_shots
 from retrieval.schema import Segment, segments_from_table, segments_to_table
 from retrieval.store import Store
-
-SHOT_DETECTION = ShotDetection(
-    detector="scenedetect-adaptive", threshold=3.0, min_content_change=15.0, min_shot_frames=15, width_px=256
-)
-"""What pipeline/video/shots.py does, written here because importing it loads a decoder; a test holds them together."""
 
 MAX_PART_SEGMENTS = 32
 MIN_PART_SEGMENTS = 4
@@ -78,29 +72,9 @@ class PrepareFailure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreparedVideo:
-    """A prepared folder, read when asked for."""
-
-    prepared_url: str
-
-    @cached_property
-    def info(self) -> VideoInfo:
-        return VideoInfo.from_json(Store(self.prepared_url).read_json("video.json"))
-
-    @cached_property
-    def segments(self) -> tuple[Segment, ...]:
-        return tuple(segments_from_table(Store(self.prepared_url).read_table("segments.parquet")))
-
-
-@dataclass(frozen=True, kw_only=True)
 class PrepareResult:
     prepared: dict[str, PreparedVideo]
     failures: tuple[PrepareFailure, ...]
-
-
-def load_prepared(store: Store) -> PreparedVideo | None:
-    """The prepared video in this folder, or None if it is not (wholly) prepared."""
-    return PreparedVideo(prepared_url=store.url) if store.exists("segments.parquet") else None
 
 
 def prepare_videos(

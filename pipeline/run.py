@@ -17,8 +17,8 @@ from typing import Any
 from model.presets import Preset, resolve_preset
 from pipeline.ledger import AttemptLedger
 from pipeline.manifest import ManifestRow
-from pipeline.plan import PlanFigures, format_plan_table, freeze_plan, plan_figures, plan_segments
-from pipeline.prepare import SHOT_DETECTION, PreparedVideo, PrepareJob, load_prepared, prepare_videos
+from pipeline.plan import SLACK, PlanFigures, format_plan_table, freeze_plan, plan_figures, plan_segments
+from pipeline.prepared import SHOT_DETECTION, PreparedVideo, load_prepared
 from pipeline.progress import Progress
 from pipeline.ray_session import default_workers, ray_resources, ray_session
 from pipeline.report import write_report
@@ -132,7 +132,7 @@ def specify(edits: Sequence[VideoEdit], run: EditRun, revision: str) -> None:
             sampler=edit.preset.sampler,
             seed=edit.row.seed,
             geometry=SegmentGeometry.of(edit.preset.geometry, size=size),
-            retrieval=Retrieval(method=run.method, top_k=run.top_k, embedder_revision=revision),
+            retrieval=Retrieval(method=run.method, top_k=run.top_k, slack=SLACK, embedder_revision=revision),
             shots=SHOT_DETECTION,
         )
         edit.store = edit.folder / "edits" / edit.spec.edit_id
@@ -157,6 +157,8 @@ def skip_finished(edits: Sequence[VideoEdit], run: EditRun, revision: str) -> No
 
 def prepare(edits: Sequence[VideoEdit], run: EditRun, progress: Progress) -> list[Failure]:
     """Probe, cut and embed what is not prepared yet."""
+    from pipeline.prepare import PrepareJob, prepare_videos
+
     wanted = {edit.row.id: edit for edit in open_edits(edits) if edit.prepared is None}
     if not wanted:
         return []

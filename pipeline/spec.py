@@ -14,7 +14,7 @@ from typing import Any
 
 from model.geometry import Geometry
 
-SPEC_VERSION = 1
+SPEC_VERSION = 2
 PREPARE_VERSION = 1
 REMAINDER_RULE = "pad-repeat-last"
 """A segment of illegal length is padded with its last frame and cut again (model/geometry.py)."""
@@ -70,6 +70,7 @@ class Retrieval:
 
     method: str
     top_k: int
+    slack: float
     embedder_revision: str
 
 

@@ -6,14 +6,12 @@
 | `decode_span`, `iter_span`                | exact frames as upright RGB                                   | decode.py   |
 | `encode_chunk`, `write_video`             | RGB into H.264                                                | encode.py   |
 | `assemble`                                | chunks + the source's sound and times = the edited file       | assemble.py |
-| `write_thumbnail`, `write_preview`        | small pictures for the report                                 | preview.py  |
 """
 
 from pipeline.video.assemble import AssembledVideo, assemble
 from pipeline.video.decode import decode_span, iter_span
 from pipeline.video.encode import encode_chunk, write_video
 from pipeline.video.info import Inspection, StreamInfo, VideoInfo
-from pipeline.video.preview import write_preview, write_thumbnail
 from pipeline.video.probe import inspect
 
 __all__ = [
@@ -26,7 +24,5 @@ __all__ = [
     "encode_chunk",
     "inspect",
     "iter_span",
-    "write_preview",
-    "write_thumbnail",
     "write_video",
 ]

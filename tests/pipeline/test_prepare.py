@@ -14,19 +14,18 @@ import pytest
 from model.geometry import Geometry
 from pipeline.prepare import (
     MAX_PART_SEGMENTS,
-    SHOT_DETECTION,
     Collection,
     EmbedPart,
     PrepareFailure,
     PrepareJob,
     failure_of,
     job_row,
-    load_prepared,
     parts_of,
     prepare_videos,
     probe,
     result_row,
 )
+from pipeline.prepared import SHOT_DETECTION, load_prepared
 from retrieval.schema import Segment
 from retrieval.store import Store
 

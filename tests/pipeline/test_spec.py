@@ -23,7 +23,7 @@ SPEC = EditSpec(
     sampler={"num_inference_steps": 8, "guidance_scale": 1.5, "shift": 3.0},
     seed=7,
     geometry=SegmentGeometry(segment_frames=17, min_frames=17, frame_multiple=4, height_px=64, width_px=96),
-    retrieval=Retrieval(method="memory", top_k=3, embedder_revision="clip0"),
+    retrieval=Retrieval(method="memory", top_k=3, slack=0.02, embedder_revision="clip0"),
     shots=ShotDetection(detector="adaptive", threshold=3.0, min_content_change=15.0, min_shot_frames=15, width_px=256),
 )
 GEOMETRY = Geometry(segment_frames=17, min_frames=1, frame_multiple=4, sizes=((64, 96), (96, 64)))
@@ -52,7 +52,7 @@ def changed_at(value, path, leaf):
 
 def test_golden_ids():
     # These name folders that users have. If one changes, SPEC_VERSION or PREPARE_VERSION must have changed with it.
-    assert SPEC.edit_id == "b014a1d0a0ca07d5"
+    assert SPEC.edit_id == "74d0fcf2b487cb1f"
     prepared = prepare_id("ab" * 32, geometry=GEOMETRY, shots=SPEC.shots, embedder_revision="clip0")
     assert prepared == "09bdd793607896a3"
 
@@ -61,7 +61,7 @@ def test_every_changed_field_changes_the_id():
     value = SPEC.to_json()
     ids = {SPEC.edit_id}
     paths = [path for path, _ in leaves(value)]
-    assert len(paths) == 23
+    assert len(paths) == 24
     for path, leaf in leaves(value):
         ids.add(content_id(changed_at(value, path, leaf + "x" if isinstance(leaf, str) else leaf + 1)))
     assert len(ids) == 1 + len(paths)
