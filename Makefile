@@ -6,6 +6,7 @@ endif
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCHMARKS := latent_store overhead makespan consistency
 
 .PHONY: setup fmt check test test-all demo bench clean
 
@@ -37,7 +38,7 @@ demo: setup
 	$(BIN)/python -m jobs demo --out demo-output
 
 bench: setup
-	$(BIN)/python -m benchmarks
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --out benchmarks/results || exit 1; done
 
 clean:
 	rm -rf build demo-output

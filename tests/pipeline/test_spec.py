@@ -89,7 +89,7 @@ def test_a_spec_survives_json(indent):
 
 
 def test_a_spec_of_another_version_is_refused():
-    with pytest.raises(ValueError, match="version 99; this software reads 1"):
+    with pytest.raises(ValueError, match="version 99; this software reads 2"):
         EditSpec.from_json({**SPEC.to_json(), "version": 99})
 
 
