@@ -1,11 +1,14 @@
 """`MemoryEditor`: Memory-V2V as an `Editor`. Encodes, edits and decodes one segment.
 
-The result is a pure function of the request and the weights: noise is drawn on the CPU from the request's seed, and
-nothing is kept between calls. Everything runs in float32 (on a CPU bfloat16 is slower at this size).
+The result is a pure function of the request and the weights: noise is drawn on the CPU from the request's seed. With
+isolated memory the encoded memories of recent calls are kept, found by their content; keeping them only saves time.
+Everything runs in float32 (on a CPU bfloat16 is slower at this size).
 Knows nothing of how a memory was found; its kernel comes with it.
 """
 
-from dataclasses import dataclass
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
 
 import torch
 from einops import rearrange
@@ -15,11 +18,38 @@ from torch import Tensor
 from model.codec import PatchCodec
 from model.flow import NUM_TRAIN_TIMESTEPS, predicted_x_0, sample, sigma_schedule
 from model.geometry import Geometry
+from model.memory import kernel_name
 from model.presets import Preset
 from model.text_encoder import ByteTextEncoder
 from model.transformer import MemoryTransformer3DModel
-from model.types import EditRequest, EditResult, MemoryBatch
+from model.types import EditRequest, EditResult, EncodedMemory, MemoryBatch, MemoryVideo
 from model.weights import load_codec, load_transformer
+
+ENCODED_BYTES = 256 << 20
+"""Of keys and values kept on the device; one memory of `tiny` takes up to 3 MB."""
+
+
+class EncodedLRU:
+    """Recently used encoded memories, at most `max_bytes` of them, by the content of their latents and their kernel."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self.num_bytes = max_bytes, 0
+        self._entries: OrderedDict[tuple[bytes, str], EncodedMemory] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: tuple[bytes, str]) -> EncodedMemory | None:
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        return self._entries.get(key)
+
+    def put(self, key: tuple[bytes, str], encoded: EncodedMemory) -> None:
+        self._entries[key] = encoded
+        self.num_bytes += encoded.num_bytes
+        while self.num_bytes > self.max_bytes:
+            _, oldest = self._entries.popitem(last=False)
+            self.num_bytes -= oldest.num_bytes
 
 
 @dataclass(kw_only=True)
@@ -29,6 +59,7 @@ class MemoryEditor:
     codec: PatchCodec
     text_encoder: ByteTextEncoder
     device: str = "cpu"
+    encoded: EncodedLRU = field(default_factory=lambda: EncodedLRU(ENCODED_BYTES))
 
     @classmethod
     def from_preset(cls, preset: Preset, *, device: str = "cpu") -> "MemoryEditor":
@@ -81,14 +112,7 @@ class MemoryEditor:
         sampler = self.preset.sampler
         noise = torch.randn(request.source.shape, generator=torch.Generator().manual_seed(request.seed))
         source = request.source[None].to(self.device, torch.float32)
-        memory = [
-            MemoryBatch(
-                role=item.role,
-                kernel=item.kernel,
-                latents=torch.cat([item.edited, item.source])[None].to(self.device, torch.float32),
-            )
-            for item in request.memory
-        ]
+        memory = [self.prepare_memory(item) for item in request.memory]
         guidance_scale = sampler["guidance_scale"]
         prompts = [request.instruction] if guidance_scale == 1.0 else [request.instruction, ""]
         texts = [self.text_encoder([prompt]) for prompt in prompts]
@@ -119,6 +143,19 @@ class MemoryEditor:
         sigmas = sigma_schedule(sampler["num_inference_steps"], shift=sampler["shift"])
         latent = sample(predict_x_0, noise[None].to(self.device), sigmas)
         return EditResult(latent=latent[0].cpu())
+
+    def prepare_memory(self, item: MemoryVideo) -> MemoryBatch | EncodedMemory:
+        """On the device; encoded where memory is isolated."""
+        latents = torch.cat([item.edited, item.source])[None].to(torch.float32)
+        batch = MemoryBatch(role=item.role, kernel=item.kernel, latents=latents.to(self.device))
+        if not self.transformer.is_isolated:
+            return batch
+        key = (hashlib.sha256(latents.contiguous().numpy().tobytes()).digest(), kernel_name(item.kernel))
+        encoded = self.encoded.get(key)
+        if encoded is None:
+            encoded = self.transformer.encode_memory(batch)
+            self.encoded.put(key, encoded)
+        return replace(encoded, role=item.role)
 
     @torch.inference_mode()
     def decode(self, latent: Float[Tensor, "c t h w"]) -> Float[Tensor, "T H W 3"]:

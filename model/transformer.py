@@ -2,17 +2,20 @@
 
 Our own forward over diffusers' mixins and Wan modules, with diffusers' Wan parameter names, so every diffusers Wan
 checkpoint loads and, with no memory, the output equals diffusers' `WanTransformer3DModel` (tests/model/test_transformer.py).
-What is added: source latents on channels (LucyEdit), memories as appended tokens under kernels of their own
-(Memory-V2V section 3.2), explicit positions, and two timesteps in one sequence: the target is at t, a memory is clean
-and so at 0. The two modulations are two vectors broadcast over their spans, never one vector per token.
+What is added: source latents on channels (LucyEdit), memories as tokens under kernels of their own (Memory-V2V section 3.2),
+explicit positions, and two timesteps in one sequence: the target is at t, a memory is clean and so at 0. The two modulations
+are two vectors broadcast over their spans, never one vector per token.
+
+Memory attention is "joint" (the paper: all tokens attend to all) or "isolated": a memory attends only to itself and reads no
+text, so its keys and values are the same at every step and for every target, and are computed once (`encode_memory`).
 
 Does not know what a memory is for, how it was chosen, or how sampling works.
 
 Legend: B batch, N tokens (target first), L text tokens, D width.
 """
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, cast, get_args
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -27,14 +30,21 @@ from diffusers.utils import apply_lora_scale
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from model.attention import KeysValues, MemoryAttnProcessor, Rotary, project, rotate
 from model.memory import KERNELS, kernel_name, temporal_start
 from model.patchify import TokenGroup, concatenate, init_from_base, patchify, unpatchify
 from model.rope import rotary_embedding
-from model.types import Kernel, MemoryBatch
+from model.types import EncodedMemory, Kernel, MemoryBatch
+
+MemoryAttention = Literal["joint", "isolated"]
 
 
 class MemoryTransformerBlock(WanTransformerBlock):
     """Wan's block, same parameters, for a sequence whose parts stand at different timesteps."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.attn1.set_processor(MemoryAttnProcessor())
 
     def forward(  # type: ignore[override]
         self,
@@ -44,13 +54,14 @@ class MemoryTransformerBlock(WanTransformerBlock):
         rotary_emb: tuple[Tensor, Tensor],
         lengths: list[int],
         text_mask: Bool[Tensor, "b 1 1 l"] | None = None,
+        memory: KeysValues | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """`temb[:, i]` modulates the i-th run of `lengths[i]` tokens."""
+        """`temb[:, i]` modulates the i-th run of `lengths[i]` tokens; all of them also see `memory` (keys rotated)."""
         table = self.scale_shift_table.unsqueeze(1) + temb.float()
         shift_msa, scale_msa, gate_msa, c_shift_msa, c_scale_msa, c_gate_msa = table.unbind(2)
 
         normed = modulate(self.norm1(hidden_states.float()), shift_msa, scale_msa, lengths).type_as(hidden_states)
-        attended = self.attn1(normed, None, None, rotary_emb)
+        attended = self.attn1(normed, None, None, rotary_emb, memory=memory)
         hidden_states = (hidden_states.float() + gate(attended, gate_msa, lengths)).type_as(hidden_states)
 
         normed = self.norm2(hidden_states.float()).type_as(hidden_states)
@@ -59,6 +70,22 @@ class MemoryTransformerBlock(WanTransformerBlock):
         normed = modulate(self.norm3(hidden_states.float()), c_shift_msa, c_scale_msa, lengths).type_as(hidden_states)
         fed = self.ffn(normed)
         return (hidden_states.float() + gate(fed.float(), c_gate_msa, lengths)).type_as(hidden_states)
+
+    def encode_memory(
+        self, hidden_states: Float[Tensor, "b n d"], temb: Float[Tensor, "#b 1 6 d"], rotary_emb: Rotary
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n h e"], Float[Tensor, "b n h e"]]:
+        """The block for a memory by itself, without text; also its keys (not rotated) and values."""
+        table = self.scale_shift_table.unsqueeze(1) + temb.float()
+        shift_msa, scale_msa, gate_msa, c_shift_msa, c_scale_msa, c_gate_msa = table.unbind(2)
+
+        normed = (self.norm1(hidden_states.float()) * (1 + scale_msa) + shift_msa).type_as(hidden_states)
+        query, key, value = project(self.attn1, normed)
+        processor = cast(MemoryAttnProcessor, self.attn1.processor)
+        attended = processor.attend(self.attn1, rotate(query, rotary_emb), rotate(key, rotary_emb), value)
+        hidden_states = (hidden_states.float() + attended * gate_msa).type_as(hidden_states)
+
+        normed = (self.norm3(hidden_states.float()) * (1 + c_scale_msa) + c_shift_msa).type_as(hidden_states)
+        return (hidden_states.float() + self.ffn(normed).float() * c_gate_msa).type_as(hidden_states), key, value
 
 
 def modulate(
@@ -87,6 +114,7 @@ class MemoryTransformer3DModel(
         memory_kernels: kernels a memory may come in; one patch embedding each, started from the base embedding.
         prediction_type: what the output means: "velocity" (noise - x_0) or "source_residual" (x_0 - source latents).
             Only recorded here; `model.flow` acts on it.
+        memory_attention: "joint" or "isolated".
     """
 
     _supports_gradient_checkpointing = True
@@ -117,8 +145,12 @@ class MemoryTransformer3DModel(
         pos_embed_seq_len: int | None = None,
         memory_kernels: tuple[Kernel, ...] = KERNELS,
         prediction_type: str = "velocity",
+        memory_attention: str = "joint",
     ) -> None:
         super().__init__()
+        if memory_attention not in get_args(MemoryAttention):
+            allowed = ", ".join(get_args(MemoryAttention))
+            raise ValueError(f"memory_attention is {memory_attention!r}; needs one of {allowed}")
         width = num_attention_heads * attention_head_dim
         self.patch_embedding = nn.Conv3d(in_channels, width, kernel_size=patch_size, stride=patch_size)
         self.memory_patch_embedding = nn.ModuleDict()
@@ -146,24 +178,76 @@ class MemoryTransformer3DModel(
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
         self.gradient_checkpointing = False
 
+    @property
+    def is_isolated(self) -> bool:
+        return bool(self.config.memory_attention == "isolated")
+
+    def patchify_memory(self, item: MemoryBatch, *, start: int, video: int) -> TokenGroup:
+        """Tokens of a memory under its own kernel.
+
+        Raises:
+            ValueError: for a kernel this model has no embedding for.
+        """
+        name = kernel_name(item.kernel)
+        if name not in self.memory_patch_embedding:
+            raise ValueError(f"memory kernel is {name}; needs one of {sorted(self.memory_patch_embedding)}")
+        embedding = cast(nn.Conv3d, self.memory_patch_embedding[name])
+        base = cast(Kernel, tuple(self.config.patch_size))
+        return patchify(item.latents, embedding, base=base, start=start, video=video)
+
     def tokenize(
         self, hidden_states: Float[Tensor, "b c t h w"], memory: Sequence[MemoryBatch], *, num_range_frames: int
     ) -> TokenGroup:
-        """Target tokens, then every memory's, with positions in their temporal ranges.
-
-        Raises:
-            ValueError: for a memory in a kernel this model has no embedding for.
-        """
+        """Target tokens, then every memory's, with positions in their temporal ranges."""
         base = cast(Kernel, tuple(self.config.patch_size))
         groups = [patchify(hidden_states, self.patch_embedding, base=base, start=0, video=0)]
         for video, item in enumerate(memory, start=1):
-            name = kernel_name(item.kernel)
-            if name not in self.memory_patch_embedding:
-                raise ValueError(f"memory kernel is {name}; needs one of {sorted(self.memory_patch_embedding)}")
             start = temporal_start(item.role, num_range_frames)
-            embedding = cast(nn.Conv3d, self.memory_patch_embedding[name])
-            groups.append(patchify(item.latents, embedding, base=base, start=start, video=video))
+            groups.append(self.patchify_memory(item, start=start, video=video))
         return concatenate(groups)
+
+    def encode_memory(self, item: MemoryBatch) -> EncodedMemory:
+        """Keys and values of a memory in every block, for isolated attention.
+
+        Positions count from the memory's own first frame: attention inside it sees only their differences, and its place
+        beside a target is put in when it is read.
+        """
+        group = self.patchify_memory(item, start=0, video=1)
+        rotary_emb = rotary_embedding(group.positions, self.config.attention_head_dim)
+        temb = self.clean_modulation(item.latents.new_zeros(1))
+        keys, values, tokens = [], [], group.tokens
+        for block in cast(Iterable[MemoryTransformerBlock], self.blocks):
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                checkpointed = self._gradient_checkpointing_func
+                tokens, key, value = checkpointed(block.encode_memory, tokens, temb, rotary_emb)
+            else:
+                tokens, key, value = block.encode_memory(tokens, temb, rotary_emb)
+            keys.append(key)
+            values.append(value)
+        return EncodedMemory(role=item.role, keys=tuple(keys), values=tuple(values), positions=group.positions)
+
+    def clean_modulation(self, timestep: Float[Tensor, "1"]) -> Float[Tensor, "1 1 6 d"]:
+        """Modulation of what stands at timestep 0."""
+        embedder: Any = self.condition_embedder
+        embedded = embedder.timesteps_proj(torch.zeros_like(timestep))
+        embedded = embedder.time_embedder(embedded.to(embedder.time_embedder.linear_1.weight.dtype))
+        return embedder.time_proj(embedder.act_fn(embedded)).unflatten(1, (6, -1)).unsqueeze(1)
+
+    def read_memory(self, encoded: Sequence[EncodedMemory], *, num_range_frames: int) -> list[KeysValues]:
+        """Per block the keys, rotated to where the memories stand beside this target, and values of all of them."""
+        positions = []
+        for item in encoded:
+            start = torch.tensor([temporal_start(item.role, num_range_frames), 0, 0], dtype=item.positions.dtype)
+            positions.append(item.positions + start.to(item.positions.device))
+        rotary_emb = rotary_embedding(torch.cat(positions, dim=1), self.config.attention_head_dim)
+        return [
+            (rotate(torch.cat(keys, dim=1), rotary_emb), torch.cat(values, dim=1))
+            for keys, values in zip(
+                zip(*(item.keys for item in encoded), strict=True),
+                zip(*(item.values for item in encoded), strict=True),
+                strict=True,
+            )
+        ]
 
     @apply_lora_scale("attention_kwargs")
     def forward(
@@ -176,7 +260,7 @@ class MemoryTransformer3DModel(
         attention_kwargs: dict[str, Any] | None = None,
         *,
         encoder_attention_mask: Bool[Tensor, "b l"] | None = None,
-        memory: Sequence[MemoryBatch] = (),
+        memory: Sequence[MemoryBatch | EncodedMemory] = (),
         num_range_frames: int | None = None,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """Predict for the target tokens only.
@@ -186,13 +270,25 @@ class MemoryTransformer3DModel(
             timestep: sigma * 1000 of the target, one per sample.
             encoder_hidden_states: text features.
             encoder_attention_mask: True for text tokens that are there; None (Wan's own habit) attends to all.
-            memory: the memories of this batch, in any order; the same layout for every sample.
+            memory: the memories of this batch, in any order; the same layout for every sample. With isolated attention
+                they may come encoded, which gives the same numbers.
             num_range_frames: latent frames of a temporal range, the target's own count unless given.
         """
         batch, _, *latent_shape = hidden_states.shape
-        group = self.tokenize(hidden_states, memory, num_range_frames=num_range_frames or latent_shape[0])
+        range_frames = num_range_frames or latent_shape[0]
+        appended: list[MemoryBatch] = []
+        read: list[KeysValues] | None = None
+        if self.is_isolated and memory:
+            encoded = [item if isinstance(item, EncodedMemory) else self.encode_memory(item) for item in memory]
+            read = self.read_memory(encoded, num_range_frames=range_frames)
+        else:
+            for item in memory:
+                if isinstance(item, EncodedMemory):
+                    raise ValueError("memory is encoded; this network's memory_attention is joint, it needs latents")
+                appended.append(item)
+        group = self.tokenize(hidden_states, appended, num_range_frames=range_frames)
         num_target = sum(span.end - span.start for span in group.spans if span.video == 0)
-        lengths = [num_target] + ([group.num_tokens - num_target] if memory else [])
+        lengths = [num_target] + ([group.num_tokens - num_target] if appended else [])
         rotary_emb = rotary_embedding(group.positions, self.config.attention_head_dim)
 
         # One row of modulation per part of the sequence: the target's timestep, and 0 for memories.
@@ -200,17 +296,16 @@ class MemoryTransformer3DModel(
             timestep, encoder_hidden_states, encoder_hidden_states_image
         )
         modulation = modulation.unflatten(1, (6, -1)).unsqueeze(1)
-        if memory:
-            _, clean, _, _ = self.condition_embedder(torch.zeros_like(timestep[:1]), encoder_hidden_states[:1, :1])
-            clean = clean.unflatten(1, (6, -1)).unsqueeze(1).expand(batch, -1, -1, -1)
-            modulation = torch.cat([modulation, clean], dim=1)
+        if appended:
+            clean = self.clean_modulation(timestep[:1]).expand(batch, -1, -1, -1)
+            modulation = torch.cat([modulation, clean.type_as(modulation)], dim=1)
         if image is not None:
             text = torch.cat([image, text], dim=1)
         text_mask = None if encoder_attention_mask is None else encoder_attention_mask[:, None, None, :]
 
         tokens = group.tokens
-        for block in self.blocks:
-            inputs = (tokens, text, modulation, rotary_emb, lengths, text_mask)
+        for number, block in enumerate(self.blocks):
+            inputs = (tokens, text, modulation, rotary_emb, lengths, text_mask, read[number] if read else None)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, *inputs)
             else:

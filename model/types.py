@@ -49,6 +49,28 @@ class MemoryBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncodedMemory:
+    """A memory as isolated attention reads it: what `MemoryTransformer3DModel.encode_memory` makes of one `MemoryBatch`.
+
+    It depends on nothing but the memory and the weights, neither on target, timestep nor instruction, so one serves every
+    step of a segment and every later segment, in any role (`dataclasses.replace(encoded, role=...)`).
+
+    Attributes:
+        keys, values: of every block, in order; keys are not yet rotated.
+        positions: (t, y, x) in base tokens, counted from the memory's own first frame.
+    """
+
+    role: MemoryRole
+    keys: tuple[Float[Tensor, "b n h d"], ...]
+    values: tuple[Float[Tensor, "b n h d"], ...]
+    positions: Float[Tensor, "1 n 3"]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+
+@dataclass(frozen=True, kw_only=True)
 class EditRequest:
     """Everything one generation depends on. The result is a pure function of this and the editor's weights."""
 

@@ -23,7 +23,7 @@ from model.presets import write_preset_file
 from model.text_encoder import ByteTextEncoder
 from model.training.batches import Batch, BatchSampler, load_cache
 from model.training.codec_fit import fit_codec, noise_videos, world_videos
-from model.transformer import MemoryTransformer3DModel
+from model.transformer import MemoryAttention, MemoryTransformer3DModel
 from model.weights import load_codec
 
 TINY_SIZES = ((64, 64), (56, 72), (48, 88), (40, 96), (72, 56), (88, 48), (96, 40))
@@ -49,6 +49,8 @@ class TrainingConfig:
         memory_noise: strongest noise on memory latents (the paper adds noise too, level not given).
         edit_weight: weight of the error inside the edited region beside the error everywhere.
         shift: training sigmas are uniform, shifted towards noise by this.
+        memory_attention: "joint" as in the paper, or "isolated": memories attend only to themselves, are computed once per
+            segment instead of at every step, and read no text.
     """
 
     output: Path
@@ -66,6 +68,7 @@ class TrainingConfig:
     memory_noise: float = 0.2
     edit_weight: float = 1.0
     shift: float = 4.0
+    memory_attention: MemoryAttention = "joint"
     num_worlds: int = 2000
     num_codec_worlds: int = 150
     render_workers: int = 2
@@ -104,6 +107,7 @@ class Editing(nn.Module):
             num_layers=config.num_layers,
             text_dim=config.text_width,
             prediction_type="source_residual",
+            memory_attention=config.memory_attention,
         )
         self.text_encoder = ByteTextEncoder(
             width=config.text_width, num_layers=config.text_layers, ffn_dim=4 * config.text_width

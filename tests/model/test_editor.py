@@ -1,13 +1,16 @@
 """The bundled editor: real weights, real sampling, rendered worlds it was not trained on."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from model.editor import MemoryEditor
+from model.editor import EncodedLRU, MemoryEditor
 from model.memory import memory_kernel
 from model.presets import load_editor, resolve_preset
 from model.training.worlds import edited_attribute, make_world, render
+from model.transformer import MemoryTransformer3DModel
 from model.types import EditRequest, MemoryVideo
 from model.weights import load_strictly, load_transformer
 
@@ -44,6 +47,42 @@ def test_result_is_a_function_of_the_request(editor: MemoryEditor, source: Tenso
     assert not torch.equal(edit(2), first)
     assert not torch.equal(edit(1, memory=memory[:1]), first)
     assert not torch.equal(edit(1, instruction="make it foggy"), first)
+
+
+def test_kept_memories_only_save_time(editor: MemoryEditor, source: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits whether a memory's keys and values are at hand or not; the least recently used go first."""
+    config = {name: value for name, value in editor.transformer.config.items() if not name.startswith("_")}
+    network = MemoryTransformer3DModel(**config | {"memory_attention": "isolated"})
+    network.load_state_dict(editor.transformer.state_dict())
+    num_encoded = []
+    encode = network.encode_memory
+    monkeypatch.setattr(network, "encode_memory", lambda item: num_encoded.append(1) or encode(item))
+
+    def memories(*levels: float) -> tuple[MemoryVideo, ...]:
+        return tuple(memory_of(source + level, source, "retrieved") for level in levels)
+
+    def edit(isolated: MemoryEditor, *levels: float) -> Tensor:
+        request = EditRequest(instruction=INSTRUCTION, source=source, memory=memories(*levels), seed=0)
+        return isolated.edit(request).latent
+
+    one = network.encode_memory(editor.prepare_memory(memories(0.1)[0])).num_bytes
+    keeping = replace(editor, transformer=network.eval(), encoded=EncodedLRU(2 * one))
+    forgetting = replace(keeping, encoded=EncodedLRU(0))
+    num_encoded.clear()
+    first = edit(keeping, 0.1, 0.2)
+    assert len(num_encoded) == 2
+    assert torch.equal(edit(keeping, 0.1, 0.2), first)
+    assert len(num_encoded) == 2
+    assert torch.equal(edit(forgetting, 0.1, 0.2), first)
+    assert len(num_encoded) == 4
+    assert not torch.equal(edit(keeping, 0.2, 0.3), first)
+    assert len(num_encoded) == 5
+    edit(keeping, 0.2)
+    assert len(num_encoded) == 5
+    edit(keeping, 0.1)
+    assert len(num_encoded) == 6
+    assert len(keeping.encoded) == 2
+    assert len(forgetting.encoded) == 0
 
 
 def test_geometry_is_refused_by_name(editor: MemoryEditor) -> None:
