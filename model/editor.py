@@ -19,6 +19,7 @@ from model.codec import PatchCodec
 from model.flow import NUM_TRAIN_TIMESTEPS, predicted_x_0, sample, sigma_schedule
 from model.geometry import Geometry
 from model.memory import kernel_name
+from model.merging import Merging
 from model.presets import Preset
 from model.text_encoder import ByteTextEncoder
 from model.transformer import MemoryTransformer3DModel
@@ -113,6 +114,8 @@ class MemoryEditor:
         noise = torch.randn(request.source.shape, generator=torch.Generator().manual_seed(request.seed))
         source = request.source[None].to(self.device, torch.float32)
         memory = [self.prepare_memory(item) for item in request.memory]
+        share = sampler.get("merging_share", 0.0)
+        merging = Merging(share=share) if share and memory else None
         guidance_scale = sampler["guidance_scale"]
         prompts = [request.instruction] if guidance_scale == 1.0 else [request.instruction, ""]
         texts = [self.text_encoder([prompt]) for prompt in prompts]
@@ -127,6 +130,7 @@ class MemoryEditor:
                         features,
                         encoder_attention_mask=mask,
                         memory=memory,
+                        merging=merging,
                     ).sample,
                     x_t,
                     sigma_B,

@@ -15,7 +15,7 @@ Legend: B batch, N tokens, D width, C channels.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +28,17 @@ from model.types import Kernel
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSpan:
-    """Tokens `[start, end)` came from latent frame `frame` of video `video` (0 is the target, 1.. the memories)."""
+    """Tokens `[start, end)` are one frame, `grid` (rows, columns) of them in raster order.
+
+    They came from latent frame `frame` of video `video` (0 is the target, 1.. the memories); both are None after merging,
+    which puts other frames there in every sample.
+    """
 
     start: int
     end: int
-    video: int
-    frame: int
+    video: int | None
+    frame: int | None
+    grid: tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +90,8 @@ def patchify(
     tokens = F.linear(patches, projection.weight.flatten(1), projection.bias)
     per_frame = grid[1] * grid[2]
     spans = tuple(
-        FrameSpan(start=i * per_frame, end=(i + 1) * per_frame, video=video, frame=i * kt) for i in range(grid[0])
+        FrameSpan(start=i * per_frame, end=(i + 1) * per_frame, video=video, frame=i * kt, grid=(grid[1], grid[2]))
+        for i in range(grid[0])
     )
     positions = grid_positions(grid, kernel, base, start=start).to(latents.device)
     return TokenGroup(tokens=tokens, positions=positions[None], spans=spans)
@@ -110,9 +116,7 @@ def concatenate(groups: Sequence[TokenGroup]) -> TokenGroup:
     spans: list[FrameSpan] = []
     offset = 0
     for group in groups:
-        spans += [
-            FrameSpan(start=s.start + offset, end=s.end + offset, video=s.video, frame=s.frame) for s in group.spans
-        ]
+        spans += [replace(span, start=span.start + offset, end=span.end + offset) for span in group.spans]
         offset += group.num_tokens
     return TokenGroup(
         tokens=torch.cat([group.tokens for group in groups], dim=1),

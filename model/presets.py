@@ -32,7 +32,7 @@ class Preset:
     path: Path
     geometry: Geometry
     sampler: Mapping[str, Any]
-    """`num_inference_steps`, `guidance_scale` and `shift`."""
+    """`num_inference_steps`, `guidance_scale`, `shift`; and `merging_share` where memory frames are to be merged."""
     max_instruction_tokens: int
     """Of the byte tokenizer: one per UTF-8 byte and one for the end."""
     weights_revision: str

@@ -15,6 +15,7 @@ Legend: B batch, N tokens (target first), L text tokens, D width.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -32,11 +33,17 @@ from torch import Tensor, nn
 
 from model.attention import KeysValues, MemoryAttnProcessor, Rotary, project, rotate
 from model.memory import KERNELS, kernel_name, temporal_start
+from model.merging import FrameCompressor, Merging, responsiveness, thin
 from model.patchify import TokenGroup, concatenate, init_from_base, patchify, unpatchify
 from model.rope import rotary_embedding
 from model.types import EncodedMemory, Kernel, MemoryBatch
 
 MemoryAttention = Literal["joint", "isolated"]
+
+
+def merging_blocks(num_layers: int) -> tuple[int, int]:
+    """Where the paper merges: before the first block of the second and of the last third (10 and 20 of 30)."""
+    return num_layers // 3, 2 * num_layers // 3
 
 
 class MemoryTransformerBlock(WanTransformerBlock):
@@ -70,6 +77,24 @@ class MemoryTransformerBlock(WanTransformerBlock):
         normed = modulate(self.norm3(hidden_states.float()), c_shift_msa, c_scale_msa, lengths).type_as(hidden_states)
         fed = self.ffn(normed)
         return (hidden_states.float() + gate(fed.float(), c_gate_msa, lengths)).type_as(hidden_states)
+
+    def responsiveness(
+        self,
+        hidden_states: Float[Tensor, "b n d"],
+        temb: Float[Tensor, "b 2 6 d"],
+        rotary_emb: Rotary,
+        lengths: list[int],
+        frames: Sequence[tuple[int, int]],
+    ) -> Float[Tensor, "b f"]:
+        """How the target, the first `lengths[0]` tokens, responds in this block to every frame of the memory behind it."""
+        attn = self.attn1
+        shift, scale = (self.scale_shift_table.unsqueeze(1) + temb.float()).unbind(2)[:2]
+        normed = modulate(self.norm1(hidden_states.float()), shift, scale, lengths).type_as(hidden_states)
+        target, memory = normed.split(lengths, dim=1)
+        query = attn.norm_q(attn.to_q(target)).unflatten(2, (attn.heads, -1))
+        key = attn.norm_k(attn.to_k(memory)).unflatten(2, (attn.heads, -1))
+        of_target, of_memory = zip(*(part.split(lengths, dim=1) for part in rotary_emb), strict=True)
+        return responsiveness(rotate(query, of_target), rotate(key, of_memory), frames)
 
     def encode_memory(
         self, hidden_states: Float[Tensor, "b n d"], temb: Float[Tensor, "#b 1 6 d"], rotary_emb: Rotary
@@ -115,6 +140,8 @@ class MemoryTransformer3DModel(
         prediction_type: what the output means: "velocity" (noise - x_0) or "source_residual" (x_0 - source latents).
             Only recorded here; `model.flow` acts on it.
         memory_attention: "joint" or "isolated".
+        merging_blocks: blocks before which memory frames may be merged, each with a compressor of its own; the paper's are
+            at a third and two thirds of the depth (`merging_blocks(num_layers)`). Joint attention only.
     """
 
     _supports_gradient_checkpointing = True
@@ -146,11 +173,18 @@ class MemoryTransformer3DModel(
         memory_kernels: tuple[Kernel, ...] = KERNELS,
         prediction_type: str = "velocity",
         memory_attention: str = "joint",
+        merging_blocks: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         if memory_attention not in get_args(MemoryAttention):
             allowed = ", ".join(get_args(MemoryAttention))
             raise ValueError(f"memory_attention is {memory_attention!r}; needs one of {allowed}")
+        if merging_blocks and memory_attention != "joint":
+            raise ValueError(
+                f"merging_blocks are {merging_blocks}; isolated memory is computed once, before any target"
+            )
+        if any(not 0 <= number < num_layers for number in merging_blocks):
+            raise ValueError(f"merging_blocks are {merging_blocks}; needs 0 to {num_layers - 1}")
         width = num_attention_heads * attention_head_dim
         self.patch_embedding = nn.Conv3d(in_channels, width, kernel_size=patch_size, stride=patch_size)
         self.memory_patch_embedding = nn.ModuleDict()
@@ -158,6 +192,7 @@ class MemoryTransformer3DModel(
             embedding = nn.Conv3d(in_channels, width, kernel_size=kernel, stride=kernel)
             init_from_base(embedding, self.patch_embedding)
             self.memory_patch_embedding[kernel_name(kernel)] = embedding
+        self.memory_compressors = nn.ModuleDict({str(number): FrameCompressor(width) for number in merging_blocks})
 
         self.condition_embedder = WanTimeTextImageEmbedding(
             dim=width,
@@ -226,6 +261,22 @@ class MemoryTransformer3DModel(
             values.append(value)
         return EncodedMemory(role=item.role, keys=tuple(keys), values=tuple(values), positions=group.positions)
 
+    def thin(
+        self,
+        group: TokenGroup,
+        number: int,
+        merging: Merging,
+        modulation: Float[Tensor, "b 2 6 d"],
+        rotary_emb: Rotary,
+        lengths: list[int],
+    ) -> TokenGroup:
+        """Merge or discard memory frames before block `number`, by how the target responds to them there."""
+        frames = [(span.start - lengths[0], span.end - lengths[0]) for span in group.spans if span.video != 0]
+        block = cast(MemoryTransformerBlock, self.blocks[number])
+        with torch.no_grad():
+            scores = block.responsiveness(group.tokens, modulation, rotary_emb, lengths, frames)
+        return thin(group, scores, merging, cast(FrameCompressor, self.memory_compressors[str(number)]))
+
     def clean_modulation(self, timestep: Float[Tensor, "1"]) -> Float[Tensor, "1 1 6 d"]:
         """Modulation of what stands at timestep 0."""
         embedder: Any = self.condition_embedder
@@ -262,6 +313,7 @@ class MemoryTransformer3DModel(
         encoder_attention_mask: Bool[Tensor, "b l"] | None = None,
         memory: Sequence[MemoryBatch | EncodedMemory] = (),
         num_range_frames: int | None = None,
+        merging: Merging | None = None,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """Predict for the target tokens only.
 
@@ -273,7 +325,10 @@ class MemoryTransformer3DModel(
             memory: the memories of this batch, in any order; the same layout for every sample. With isolated attention
                 they may come encoded, which gives the same numbers.
             num_range_frames: latent frames of a temporal range, the target's own count unless given.
+            merging: how memory frames are thinned at the network's merging blocks; None leaves them as they are.
         """
+        if merging is not None and not self.memory_compressors:
+            raise ValueError("merging is given; this network has no merging_blocks")
         batch, _, *latent_shape = hidden_states.shape
         range_frames = num_range_frames or latent_shape[0]
         appended: list[MemoryBatch] = []
@@ -305,6 +360,12 @@ class MemoryTransformer3DModel(
 
         tokens = group.tokens
         for number, block in enumerate(self.blocks):
+            if merging is not None and appended and str(number) in self.memory_compressors:
+                group = self.thin(replace(group, tokens=tokens), number, merging, modulation, rotary_emb, lengths)
+                tokens, lengths = group.tokens, [num_target, group.num_tokens - num_target]
+                if not lengths[1]:
+                    lengths, modulation, appended = [num_target], modulation[:, :1], []
+                rotary_emb = rotary_embedding(group.positions, self.config.attention_head_dim)
             inputs = (tokens, text, modulation, rotary_emb, lengths, text_mask, read[number] if read else None)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, *inputs)

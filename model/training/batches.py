@@ -24,6 +24,7 @@ from tqdm import tqdm
 from model.codec import PatchCodec
 from model.flow import shift_sigma
 from model.memory import BASE_KERNEL, COARSE_KERNEL, RELEVANT_KERNEL
+from model.merging import Merging
 from model.training.scene import Split
 from model.training.worlds import make_world, render
 from model.types import Kernel, MemoryBatch, MemoryRole
@@ -50,6 +51,10 @@ LAYOUTS: tuple[tuple[float, Layout], ...] = (
 )
 """(probability, layout). Mostly what inference gives, but a quarter without memory: only there must the instruction be read.
 The last three are the paper's random kernels (section 4.1)."""
+
+MERGING_PROBABILITY = 0.5
+MERGING_SHARES = (0.3, 0.7)
+"""Of the memory frames (paper section 4.1: "r in [0.3, 0.7]", read as the share of frames that are merged)."""
 
 MIN_VISIBLE = 0.004
 """A segment shows the edit if it changes at least this share of its pixels."""
@@ -82,6 +87,8 @@ class Batch:
     mask: Bool[Tensor, "b t h w"]
     """Where the edit changes the picture."""
     memory: tuple[MemoryBatch, ...]
+    merging: Merging | None
+    """How memory frames are thinned in this batch."""
 
     def shards(self, count: int) -> list["Batch"]:
         """Equal parts of the batch, in order."""
@@ -95,6 +102,7 @@ class Batch:
                 sigma=self.sigma[part],
                 mask=self.mask[part],
                 memory=tuple(replace(item, latents=item.latents[part]) for item in self.memory),
+                merging=self.merging,
             )
             for part in (slice(start, start + size) for start in range(0, len(self.instructions), size))
         ]
@@ -211,10 +219,13 @@ class BatchSampler:
     Args:
         memory_noise: strongest noise put on memory latents, so that the drift of generated memories is no surprise.
         shift: sigmas are uniform, then shifted towards noise by this (`flow.shift_sigma`).
+        is_merging: half of the batches with memory have some of its frames merged.
     """
 
-    def __init__(self, cache: Sequence[Segments], *, seed: int, memory_noise: float, shift: float) -> None:
-        self.cache, self.seed = cache, seed
+    def __init__(
+        self, cache: Sequence[Segments], *, seed: int, memory_noise: float, shift: float, is_merging: bool = False
+    ) -> None:
+        self.cache, self.seed, self.is_merging = cache, seed, is_merging
         self.memory_noise, self.shift = memory_noise, shift
         self.visible = [segments.mask.float().mean((2, 3)) >= MIN_VISIBLE for segments in cache]
         self.rows = [_rows_by_world(segments) for segments in cache]
@@ -257,14 +268,21 @@ class BatchSampler:
             level = self.memory_noise * torch.rand(len(edited), 1, 1, 1, 1, generator=generator)
             edited = edited + level * torch.randn(edited.shape, generator=generator)
             memory.append(MemoryBatch(role=role, kernel=kernel, latents=torch.cat([edited, clean_source], dim=1)))
+        noise = torch.randn(x_0.shape, generator=generator)
+        sigma = shift_sigma(torch.rand(len(drawn), generator=generator), self.shift)
+        merging = None
+        if self.is_merging and memory and float(torch.rand((), generator=generator)) < MERGING_PROBABILITY:
+            low, high = MERGING_SHARES
+            merging = Merging(share=low + (high - low) * float(torch.rand((), generator=generator)))
         return Batch(
             instructions=[segments.instructions[int(segments.world[target])] for target, _ in drawn],
             source=source,
             x_0=x_0,
-            noise=torch.randn(x_0.shape, generator=generator),
-            sigma=shift_sigma(torch.rand(len(drawn), generator=generator), self.shift),
+            noise=noise,
+            sigma=sigma,
             mask=mask,
             memory=tuple(memory),
+            merging=merging,
         )
 
 

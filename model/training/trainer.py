@@ -23,7 +23,7 @@ from model.presets import write_preset_file
 from model.text_encoder import ByteTextEncoder
 from model.training.batches import Batch, BatchSampler, load_cache
 from model.training.codec_fit import fit_codec, noise_videos, world_videos
-from model.transformer import MemoryAttention, MemoryTransformer3DModel
+from model.transformer import MemoryAttention, MemoryTransformer3DModel, merging_blocks
 from model.weights import load_codec
 
 TINY_SIZES = ((64, 64), (56, 72), (48, 88), (40, 96), (72, 56), (88, 48), (96, 40))
@@ -51,6 +51,7 @@ class TrainingConfig:
         shift: training sigmas are uniform, shifted towards noise by this.
         memory_attention: "joint" as in the paper, or "isolated": memories attend only to themselves, are computed once per
             segment instead of at every step, and read no text.
+        merging: give the network compressors of memory frames, and use them in half of the batches. Joint attention only.
     """
 
     output: Path
@@ -69,6 +70,7 @@ class TrainingConfig:
     edit_weight: float = 1.0
     shift: float = 4.0
     memory_attention: MemoryAttention = "joint"
+    merging: bool = False
     num_worlds: int = 2000
     num_codec_worlds: int = 150
     render_workers: int = 2
@@ -108,6 +110,7 @@ class Editing(nn.Module):
             text_dim=config.text_width,
             prediction_type="source_residual",
             memory_attention=config.memory_attention,
+            merging_blocks=merging_blocks(config.num_layers) if config.merging else (),
         )
         self.text_encoder = ByteTextEncoder(
             width=config.text_width, num_layers=config.text_layers, ffn_dim=4 * config.text_width
@@ -128,6 +131,7 @@ class Editing(nn.Module):
             encoder_attention_mask=text_mask,
             memory=batch.memory,
             num_range_frames=num_range_frames,
+            merging=batch.merging,
         ).sample
         return predicted_x_0(
             output, x_t, batch.sigma, source=batch.source, prediction_type=self.transformer.config.prediction_type
@@ -222,7 +226,9 @@ def train(config: TrainingConfig) -> Path:
         segment_frames=config.segment_frames, workers=config.render_workers,
     )  # fmt: skip
     print(f"{sum(map(len, cache))} segments of {config.num_worlds} worlds", flush=True)
-    sampler = BatchSampler(cache, seed=config.seed, memory_noise=config.memory_noise, shift=config.shift)
+    sampler = BatchSampler(
+        cache, seed=config.seed, memory_noise=config.memory_noise, shift=config.shift, is_merging=config.merging
+    )
     range_frames = (config.segment_frames - 1) // codec.config.group_frames + 1
     weights = channel_weights(codec)
 

@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from model.training.batches import MIN_VISIBLE, BatchSampler, Segments, load_cac
 from model.training.codec_fit import fit_codec, world_videos
 from model.training.trainer import TrainingConfig, editing_loss, learning_rate, stage_at, train
 from model.training.worlds import make_world
-from model.types import EditRequest
+from model.types import EditRequest, MemoryVideo
 
 SIZES = ((16, 16), (12, 24))
 
@@ -49,8 +50,15 @@ def micro(output: Path, cache: Path) -> TrainingConfig:
     )
 
 
-def test_a_killed_and_resumed_run_is_the_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = train(micro(tmp_path / "whole", tmp_path / "cache"))
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"memory_attention": "isolated"}, {"merging": True, "num_layers": 3}],
+    ids=["joint", "isolated", "merging"],
+)
+def test_a_killed_and_resumed_run_is_the_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    whole = train(replace(micro(tmp_path / "whole", tmp_path / "cache"), **changes))
 
     draw = BatchSampler.batch
 
@@ -59,7 +67,7 @@ def test_a_killed_and_resumed_run_is_the_undisturbed_one(tmp_path: Path, monkeyp
             raise KeyboardInterrupt
         return draw(self, step, **options)
 
-    config = micro(tmp_path / "killed", tmp_path / "cache")
+    config = replace(micro(tmp_path / "killed", tmp_path / "cache"), **changes)
     monkeypatch.setattr(BatchSampler, "batch", killed)
     with pytest.raises(KeyboardInterrupt):
         train(config)
@@ -75,7 +83,8 @@ def test_a_killed_and_resumed_run_is_the_undisturbed_one(tmp_path: Path, monkeyp
 
     editor = load_editor(resumed)
     source = editor.encode(torch.zeros(17, 12, 24, 3, dtype=torch.uint8))
-    edited = editor.edit(EditRequest(instruction="make it red", source=source, memory=(), seed=0)).latent
+    memory = (MemoryVideo(role="previous", kernel=(1, 2, 2), edited=source, source=source),)
+    edited = editor.edit(EditRequest(instruction="make it red", source=source, memory=memory, seed=0)).latent
     assert editor.decode(edited).shape == (17, 12, 24, 3)
 
 
@@ -98,6 +107,22 @@ def test_a_batch_is_a_function_of_its_step(sampler: BatchSampler, cache: list[Se
     assert torch.equal(one.noise, two.noise)
     assert all(torch.equal(a.latents, b.latents) for a, b in zip(one.memory, two.memory, strict=True))
     assert not torch.equal(one.noise, other.batch(7, batch_size=4, num_frames=2).noise)
+
+
+def test_half_of_the_batches_with_memory_merge_where_that_is_asked_for(cache: list[Segments]) -> None:
+    plain, merging = (
+        BatchSampler(cache, seed=3, memory_noise=0.1, shift=4.0, is_merging=is_merging) for is_merging in (False, True)
+    )
+    batches = [merging.batch(step, batch_size=2, num_frames=1) for step in range(200)]
+    with_memory = [batch for batch in batches if batch.memory]
+    shares = [batch.merging.share for batch in with_memory if batch.merging]
+    assert 0.35 < len(shares) / len(with_memory) < 0.65
+    assert 0.3 <= min(shares) < 0.4
+    assert 0.6 < max(shares) <= 0.7
+    assert not any(batch.merging for batch in batches if not batch.memory)
+    other = plain.batch(7, batch_size=2, num_frames=1)
+    assert other.merging is None
+    assert torch.equal(other.noise, batches[7].noise), "merging must not change what else is drawn"
 
 
 def test_batches_come_in_every_layout_and_memories_belong_to_their_world(

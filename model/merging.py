@@ -1,0 +1,133 @@
+"""Adaptive token merging: the memory frames that the target responds to least go on as fewer tokens (paper section 3.3).
+
+Responsiveness of a memory frame: its mean key against all target queries, softmax over the frames, the maximum over the
+queries, the mean over heads. The frames with the lowest are compressed by a learnable convolution over 2x2 tokens. How many is
+fixed beforehand, for every token grid apart, so that shapes are static and the same for every sample; which ones is not.
+
+What the paper leaves open (the axis of the softmax, heads, the convolution, the schedule of the ratio) is decided in
+docs/decisions.md. Knows nothing of blocks or attention beyond queries and keys.
+
+Legend: B batch, N tokens, F memory frames, H heads, D head dimension, K width.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from model.patchify import FrameSpan, TokenGroup
+
+MergingMode = Literal["merge_low", "merge_high", "discard_low", "discard_high"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merging:
+    """How memory frames are thinned at every merging block.
+
+    Attributes:
+        share: of the memory frames of every token grid, rounded; in [0, 1].
+        mode: which end of responsiveness, and whether its frames are merged or discarded. All but "merge_low" are the
+            paper's ablations.
+    """
+
+    share: float
+    mode: MergingMode = "merge_low"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share is {self.share}; needs 0 to 1")
+        if self.mode not in get_args(MergingMode):
+            raise ValueError(f"mode is {self.mode!r}; needs one of {', '.join(get_args(MergingMode))}")
+
+
+class FrameCompressor(nn.Module):
+    """2x2 neighbouring tokens of a frame to one, each channel by itself; starts as their mean."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, kernel_size=2, stride=2, groups=width)
+        nn.init.constant_(self.conv.weight, 0.25)
+        assert self.conv.bias is not None
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, tokens: Float[Tensor, "b f n k"], grid: tuple[int, int]) -> Float[Tensor, "b f m k"]:
+        frames = rearrange(tokens, "b f (h w) k -> (b f) k h w", h=grid[0])
+        merged = self.conv(pad_to_even(frames))
+        return rearrange(merged, "(b f) k h w -> b f (h w) k", b=len(tokens))
+
+
+def pad_to_even(frames: Float[Tensor, "n k h w"]) -> Float[Tensor, "n k h2 w2"]:
+    """Repeat the last row or column where there is an odd one."""
+    height, width = frames.shape[-2:]
+    return F.pad(frames, (0, width % 2, 0, height % 2), mode="replicate") if height % 2 or width % 2 else frames
+
+
+def merged_positions(positions: Float[Tensor, "b f n 3"], grid: tuple[int, int]) -> Float[Tensor, "b f m 3"]:
+    """Mean position of the tokens that are merged."""
+    frames = rearrange(positions, "b f (h w) p -> (b f) p h w", h=grid[0])
+    return rearrange(F.avg_pool2d(pad_to_even(frames), 2), "(b f) p h w -> b f (h w) p", b=len(positions))
+
+
+def responsiveness(
+    query: Float[Tensor, "b n h d"], key: Float[Tensor, "b m h d"], frames: Sequence[tuple[int, int]]
+) -> Float[Tensor, "b f"]:
+    """How strongly the most interested target token looks at each memory frame, against the other frames.
+
+    Args:
+        query: of the target tokens.
+        key: of the memory tokens.
+        frames: [start, end) of every memory frame within `key`.
+    """
+    frame_keys = torch.stack([key[:, start:end].mean(1) for start, end in frames], dim=1)
+    logits = torch.einsum("bnhd,bfhd->bhnf", query.float(), frame_keys.float()) / math.sqrt(query.shape[-1])
+    return logits.softmax(-1).amax(2).mean(1)
+
+
+def thin(
+    group: TokenGroup, scores: Float[Tensor, "b f"], merging: Merging, compressor: FrameCompressor | None
+) -> TokenGroup:
+    """Merge or discard memory frames. The target's tokens stay in front, untouched.
+
+    Args:
+        group: target and memory tokens; `scores` has one column per memory span, in order.
+        compressor: needed by the modes that merge.
+    """
+    batch = len(group.tokens)
+    target = [span for span in group.spans if span.video == 0]
+    memory = [span for span in group.spans if span.video != 0]
+    tokens, spans = [group.tokens[:, : target[-1].end]], list(target)
+    positions = [group.positions[:, : target[-1].end].expand(batch, -1, -1)]
+
+    def append(part: Float[Tensor, "b f n k"], places: Float[Tensor, "b f n 3"], grid: tuple[int, int]) -> None:
+        for _ in range(part.shape[1]):
+            start = spans[-1].end
+            spans.append(FrameSpan(start=start, end=start + part.shape[2], video=None, frame=None, grid=grid))
+        tokens.append(part.flatten(1, 2))
+        positions.append(places.flatten(1, 2))
+
+    for grid in dict.fromkeys(span.grid for span in memory):
+        numbers = [number for number, span in enumerate(memory) if span.grid == grid]
+        parts = torch.stack([group.tokens[:, memory[i].start : memory[i].end] for i in numbers], dim=1)
+        places = torch.stack([group.positions[:, memory[i].start : memory[i].end] for i in numbers], dim=1)
+        places = places.expand(batch, -1, -1, -1)
+        order = scores[:, numbers].argsort(dim=1, descending=merging.mode.endswith("high"), stable=True)
+        count = round(merging.share * len(numbers))
+        thinned, kept = order[:, :count].sort(dim=1).values, order[:, count:].sort(dim=1).values
+        if kept.shape[1]:
+            append(take(parts, kept), take(places, kept), grid)
+        if count and merging.mode.startswith("merge"):
+            assert compressor is not None
+            half = (-(-grid[0] // 2), -(-grid[1] // 2))
+            append(compressor(take(parts, thinned), grid), merged_positions(take(places, thinned), grid), half)
+    return TokenGroup(tokens=torch.cat(tokens, dim=1), positions=torch.cat(positions, dim=1), spans=tuple(spans))
+
+
+def take(frames: Float[Tensor, "b f n k"], index: Int[Tensor, "b m"]) -> Float[Tensor, "b m n k"]:
+    """Of every sample its own frames."""
+    return frames.gather(1, index[:, :, None, None].expand(-1, -1, *frames.shape[2:]))
