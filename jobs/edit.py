@@ -9,6 +9,7 @@ import tyro
 
 from jobs.console import command_error, print_json, result_stream
 from pipeline.manifest import ManifestRow, load_manifest, rows_from_sources
+from pipeline.plan import Method
 from pipeline.progress import Progress
 from pipeline.run import run_edit
 from pipeline.run_record import EditRun, RunError
@@ -44,8 +45,9 @@ class EditCommand:
     """source carries the edit up to the source's resolution; model writes the editor's own frames."""
     top_k: int = 3
     """Earlier segments retrieved for each segment, beside the previous one."""
-    method: Literal["memory", "independent", "previous"] = "memory"
-    """What a segment remembers: retrieved segments and the previous one, nothing, or the previous one alone."""
+    method: Method = "memory"
+    """What a segment remembers: the previous and the most alike segments (memory), nothing, the previous alone, or the previous
+    and the latest (recent) or any others (random)."""
     max_attempts: int = 3
     """Attempts at a segment before its video is quarantined."""
     max_parallel_per_video: int | None = None

@@ -12,6 +12,7 @@ deep has drifted further, and the deepest bounds how far more workers can help. 
 
 import hashlib
 import math
+import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -30,7 +31,10 @@ from retrieval.schema import (
 )
 from retrieval.store import Store
 
-Method = Literal["memory", "independent", "previous"]
+Method = Literal["memory", "independent", "previous", "recent", "random"]
+"""What a segment remembers: the previous segment and the most alike ("memory", the paper), nothing, the previous alone, or the
+previous and the latest ("recent") or any ("random") of the others: what retrieval has to beat."""
+
 PLAN_NAME = "plan.parquet"
 SLACK = 0.02
 """Cosines that differ by no more are alike. What it does to retrieval and to depth: `docs/decisions.md`."""
@@ -43,9 +47,8 @@ def plan_segments(
 
     Args:
         segments: all of the video, in order; unit-norm embeddings unless `method` is "independent".
-        method: "memory" (previous segment and retrieved ones), "previous" (only the previous of the same shot) or
-            "independent" (none).
-        top_k: how many are retrieved beside the previous one.
+        method: one of `Method`; the previous segment is one of the same shot.
+        top_k: how many are remembered beside the previous one.
         seed: of the edit; each segment's own is derived from it and from the segment's index.
 
     Raises:
@@ -65,7 +68,7 @@ def plan_segments(
     plan: list[PlannedSegment] = []
     depths: list[int] = []
     for row in segments:
-        found = () if index is None else memories(segments, index, depths, top_k if method == "memory" else 0)
+        found = () if index is None else memories(segments, index, depths, method=method, top_k=top_k, seed=seed)
         depths.append(1 + max((depths[memory.segment] for memory in found), default=0))
         plan.append(
             PlannedSegment(
@@ -81,7 +84,7 @@ def plan_segments(
 
 
 def memories(
-    segments: Sequence[Segment], index: SourceIndex, depths: Sequence[int], top_k: int
+    segments: Sequence[Segment], index: SourceIndex, depths: Sequence[int], *, method: str, top_k: int, seed: int
 ) -> tuple[PlannedMemory, ...]:
     """What the next segment remembers, given the depths of all before it."""
     i = len(depths)
@@ -90,15 +93,19 @@ def memories(
     if has_previous:
         score = index.score(i, i - 1)
         chosen.append(PlannedMemory(segment=i - 1, role="previous", score=score, kernel=memory_kernel("previous")))
-    if not top_k:
+    if method == "previous" or not top_k:
         return tuple(chosen)
-    found = [
-        (segment, score)
-        for segment, score in index.search_earlier(i, top_k + has_previous, slack=SLACK)
-        if not (has_previous and segment == i - 1)
-    ]
-    for rank, (segment, score) in enumerate(shallow(found, depths, top_k)):
+    others = range(i - 1 if has_previous else i)
+    if method == "memory":
+        found = index.search_earlier(i, top_k + has_previous, slack=SLACK)
+        retrieved = [segment for segment, _ in shallow([item for item in found if item[0] in others], depths, top_k)]
+    elif method == "recent":
+        retrieved = list(reversed(others))[:top_k]
+    else:
+        retrieved = random.Random(segment_seed(seed, i)).sample(others, k=min(top_k, len(others)))
+    for rank, segment in enumerate(retrieved):
         kernel = memory_kernel("retrieved", rank)
+        score = index.score(i, segment)
         chosen.append(PlannedMemory(segment=segment, role="retrieved", score=score, kernel=kernel))
     return tuple(chosen)
 

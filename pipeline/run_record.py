@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipeline.ledger import AttemptLedger
 from pipeline.manifest import ManifestRow
+from pipeline.plan import Method
 from pipeline.versions import package_versions
 from retrieval.store import Store
 
@@ -70,7 +71,7 @@ class EditRun:
     rows: tuple[ManifestRow, ...]
     size: Literal["source", "model"] = "source"
     top_k: int = 3
-    method: Literal["memory", "independent", "previous"] = "memory"
+    method: Method = "memory"
     max_attempts: int = 3
     max_parallel_per_video: int | None = None
     workers: int | None = None

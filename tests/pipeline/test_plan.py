@@ -85,6 +85,22 @@ def test_of_nearly_equal_memories_the_shallowest() -> None:
     assert last_memory([0.30, 0.505, 0.515, 0.50]) == [1]
 
 
+def test_what_retrieval_is_compared_with() -> None:
+    segments = looking_at([0, 1, 2, 0, 1, 0, 0], [0] * 7)
+    recent = plan_segments(segments, method="recent", top_k=2)
+    assert [memory.segment for memory in recent[6].memory] == [5, 4, 3]
+    assert [memory.score for memory in recent[6].memory] == [1.0, 0.0, 1.0]
+    assert [memory.segment for memory in recent[1].memory] == [0]
+    first, again, other = (plan_segments(segments, method="random", top_k=2, seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert remembered(first) != remembered(other)
+    for row in first[1:]:
+        previous, *others = (memory.segment for memory in row.memory)
+        assert previous == row.segment - 1
+        assert len(set(others)) == len(others) == min(2, row.segment - 1)
+        assert all(segment < row.segment - 1 for segment in others)
+
+
 @pytest.mark.parametrize("top_k", [0, 1, 3, 5, 50])
 @pytest.mark.parametrize("shots", [[0] * 12, list(range(12)), [0, 0, 0, 1, 1, 2, 3, 3, 3, 3, 4, 4]])
 def test_what_every_plan_keeps(top_k: int, shots: list[int]) -> None:
