@@ -6,7 +6,7 @@ endif
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCHMARKS := flops latent_store overhead makespan consistency
+BENCHMARKS := flops latent_store overhead makespan
 
 .PHONY: setup fmt check test test-all demo bench clean
 

@@ -10,6 +10,7 @@ COMMANDS = {
     "retry-failed": "run again what failed or was quarantined in a workspace",
     "train": "train the editor of a preset (network, text encoder, codec) on rendered worlds",
     "train-embedder": "train the bundled open_clip model that compares source segments",
+    "evaluate": "edit held-out rendered videos by several methods and measure them against the truth",
     "demo": "edit a real street video and a rendered long video, and say where to look",
 }
 """Command -> what it does. The function is `main(argv)` of jobs/<command>.py."""

@@ -1,0 +1,173 @@
+"""What an evaluation leaves to look at: report.md, plots, filmstrips, and report.html with all of them inside."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from pipeline.evaluation.evaluate import Evaluation
+from pipeline.evaluation.suite import MIN_VISIBLE_SHARE, SuiteVideo
+from pipeline.evaluation.tables import GAP_BINS, by_gap, main_table, mean_interval, per_video, ratio_table
+
+NUM_STRIPS = 8
+STRIP_COLUMNS = 8
+STRIP_ZOOM = 2
+PLOTTED = ("edit_error", "preservation_error", "consistency_error", "flicker")
+STYLE = "body{font:16px/1.5 system-ui;max-width:75rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse;font-size:14px}td,th{border:1px solid #ccc;padding:.25rem .5rem;text-align:right}td:first-child{text-align:left}img{max-width:100%;image-rendering:pixelated}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """A filmstrip and what its rows are."""
+
+    video: SuiteVideo
+    path: Path
+    rows: tuple[str, ...]
+
+
+def write_evaluation_report(
+    evaluation: Evaluation,
+    suite: Sequence[SuiteVideo],
+    table: pa.Table,
+    edits: Mapping[str, Mapping[str, str]],
+    *,
+    provenance: str,
+) -> Path:
+    """Write everything into `evaluation.out`; returns report.html."""
+    out, methods = evaluation.out, (*evaluation.methods, "do-nothing", "truth")
+    tasks = {video.id: video.task for video in suite}
+    main = main_table(table, methods, seed=evaluation.seed)
+    ratios = ratio_table(table, evaluation.methods, tasks, seed=evaluation.seed)
+    gaps = by_gap(table, methods, seed=evaluation.seed)
+    plots = [
+        plot_gaps(gaps, out / "consistency_by_gap.png"),
+        plot_metrics(table, methods, out / "metrics.png", evaluation),
+    ]
+    strips = [write_strip(video, edits, out) for video in suite[:NUM_STRIPS]]
+    long = sum(video.num_segments > 52 for video in suite)
+    intro = (
+        f"Suite {evaluation.suite}, seed {evaluation.seed}: {len(suite)} held-out rendered videos, {long} of them over 900 frames. "
+        f"Preset `{evaluation.preset}`, top-k {evaluation.top_k}. {provenance} What is measured stands at the head of "
+        "`pipeline/evaluation/measures.py`; lower is better but for psnr_db. Means over videos, 95 % bootstrap intervals."
+    )
+    command = (
+        f"memory-v2v evaluate --suite {evaluation.suite} --preset {evaluation.preset} --methods "
+        f"{','.join(evaluation.methods)} --videos {evaluation.videos} --seed {evaluation.seed} --out DIR"
+    )
+    markdown = ["# Evaluation", "", intro, "", f"    {command}", "", *main, "", *ratios, ""]
+    markdown += [f"![{path.stem}]({path.name})" for path in plots]
+    for strip in strips:
+        markdown += [
+            "",
+            f"{strip.video.id}, {strip.video.task}: {strip.video.instruction}. Rows: {', '.join(strip.rows)}.",
+        ]
+        markdown += ["", f"![{strip.video.id}]({strip.path.relative_to(out)})"]
+    (out / "report.md").write_text("\n".join(markdown) + "\n")
+    page = out / "report.html"
+    page.write_text(html_page(intro, command, [main, ratios], plots, strips))
+    return page
+
+
+def plot_gaps(gaps: Mapping[str, Sequence[tuple[float, float, float] | None]], path: Path) -> Path:
+    figure, axes = new_figure()
+    places = np.arange(len(GAP_BINS))
+    for number, (method, bins) in enumerate(gaps.items()):
+        known = [i for i, found in enumerate(bins) if found]
+        points = np.array([bins[i] for i in known], dtype=float).reshape(-1, 3)
+        spread = (points[:, :1] - points[:, 1:]).T * np.array([[1], [-1]])
+        shift = 0.06 * (number - len(gaps) / 2)
+        axes.errorbar(
+            places[known] + shift, points[:, 0], yerr=np.maximum(spread, 0), marker="o", capsize=3, label=method
+        )
+    axes.set_xticks(places, [f"{low}" if low == high else f"{low} to {high}" for low, high in GAP_BINS])
+    axes.set_xlabel("segments the object was away")
+    axes.set_ylabel("consistency error (RGB distance)")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def plot_metrics(table: pa.Table, methods: Sequence[str], path: Path, evaluation: Evaluation) -> Path:
+    figure, panels = new_figure(columns=len(PLOTTED))
+    for axes, metric in zip(panels, PLOTTED, strict=True):
+        values = per_video(table, metric)
+        for place, method in enumerate(methods):
+            if found := values.get(method):
+                mean, low, high = mean_interval(list(found.values()), seed=evaluation.seed)
+                axes.bar(place, mean, yerr=[[mean - low], [high - mean]], capsize=3)
+        axes.set_xticks(range(len(methods)), methods, rotation=60, ha="right")
+        axes.set_title(metric, fontsize=10)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def new_figure(*, columns: int = 1):  # type: ignore[no-untyped-def]  # matplotlib's own types, imported late
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend("agg")
+    return plt.subplots(1, columns, figsize=(9, 4.5) if columns == 1 else (3.2 * columns, 4.2), layout="constrained")
+
+
+def write_strip(video: SuiteVideo, edits: Mapping[str, Mapping[str, str]], out: Path) -> Strip:
+    """Rows: source, truth, every method. Columns: segments that see the object, each where it sees most of it."""
+    import torch
+
+    from pipeline.evaluation.measures import editor_of, frames_of, joined
+    from pipeline.stages.context import load_context
+    from retrieval.latents import LatentLRU
+
+    contexts = {method: load_context(urls[video.id], lru=LatentLRU(0)) for method, urls in edits.items()}
+    context = next(iter(contexts.values()))
+    editor, plan, known = editor_of(context.preset), context.plan, frames_of(video, context)
+    videos = {"source": known.source, "truth": known.truth}
+    for method, edit in contexts.items():
+        parts = [editor.decode(edit.latents.get(i, names=("edited",))["edited"]) for i in range(len(plan))]
+        videos[method] = joined(plan, parts)
+    seen = known.target.float().mean((1, 2))
+    best = [
+        segment.start_frame + int(seen[segment.start_frame : segment.end_frame].argmax())
+        for segment in plan
+        if float(seen[segment.start_frame : segment.end_frame].mean()) > MIN_VISIBLE_SHARE
+    ]
+    chosen = (
+        best if len(best) <= STRIP_COLUMNS else [best[round(i)] for i in np.linspace(0, len(best) - 1, STRIP_COLUMNS)]
+    )
+    picture = torch.cat([torch.cat(list(frames[chosen]), dim=1) for frames in videos.values()])
+    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    path = out / "strips" / f"{video.id}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.repeat(STRIP_ZOOM, 0).repeat(STRIP_ZOOM, 1)).save(path)
+    return Strip(video=video, path=path, rows=tuple(videos))
+
+
+def html_page(
+    intro: str, command: str, tables: Sequence[Sequence[str]], plots: Sequence[Path], strips: Sequence[Strip]
+) -> str:
+    parts = [f"<h1>Evaluation</h1><p>{html.escape(intro)}</p><pre>{html.escape(command)}</pre>"]
+    parts += [html_table(table) for table in tables]
+    parts += [picture(path) for path in plots]
+    for strip in strips:
+        parts.append(
+            f"<h3>{html.escape(strip.video.instruction)}</h3><p>{strip.video.task}; rows: {', '.join(strip.rows)}</p>"
+        )
+        parts.append(picture(strip.path))
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation</title><style>{STYLE}</style>'
+    return head + "\n".join(parts) + "</html>\n"
+
+
+def html_table(lines: Sequence[str]) -> str:
+    """A Markdown table as HTML."""
+    rows = [[html.escape(cell.strip()) for cell in line.strip("|").split("|")] for line in lines]
+    head = "".join(f"<th>{cell}</th>" for cell in rows[0])
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows[2:])
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def picture(path: Path) -> str:
+    return f'<p><img alt="{path.stem}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"></p>'

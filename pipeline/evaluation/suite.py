@@ -1,0 +1,154 @@
+"""The suite "long-edit": held-out rendered videos whose object leaves the view and returns, as files the pipeline edits.
+
+Every video is a world of the "heldout" split, drawn from the suite's seed; one in four has more than 900 frames. What its edit
+leaves open (the tone within the named colour, the hat's shape, the style's tint) only memory can keep. The truth of any
+span is rendered when it is asked for. Knows nothing of edits or measures.
+"""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.video.io import write_video
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from model.training.worlds import World
+
+TASKS = ("recolour", "recolour", "hat", "restyle")
+SHORT_SEGMENTS, LONG_SEGMENTS = 14, 54
+"""Of 17 frames: 238 and 918 frames."""
+LONG_EVERY = 4
+ABSENCE_SEGMENTS = {SHORT_SEGMENTS: (3.5, 5.0), LONG_SEGMENTS: (8.0, 20.0)}
+PRESENCE_FRAMES = {SHORT_SEGMENTS: (20, 40), LONG_SEGMENTS: (30, 60)}
+FPS = 25
+CRF = 8
+"""Nearly lossless: what is measured is the editor, not the source's encoding."""
+MIN_VISIBLE_SHARE = 0.01
+"""Of a segment's pixels: less of the target is not looked at."""
+MIN_ABSENCE = 3
+"""Segments without the target that make a return."""
+SEEDS_PER_VIDEO = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteVideo:
+    """One video of the suite; `world_seed` and the rest redraw its world.
+
+    Attributes:
+        size: (height_px, width_px) it was rendered at.
+    """
+
+    id: str
+    world_seed: int
+    task: str
+    num_segments: int
+    size: tuple[int, int]
+    instruction: str
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """What is known of a span of frames. `mask` is where the edit changes the picture, `target` the object that is followed
+    (the same as `mask` but for restyles, which change everything)."""
+
+    edited: "Tensor"
+    mask: "Tensor"
+    target: "Tensor"
+
+
+def draw_suite(folder: Path, *, videos: int, seed: int, size: tuple[int, int], workers: int) -> list[SuiteVideo]:
+    """Render what is not there yet, into `folder`; the same arguments give the same videos."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks = [(str(folder), number, seed, size) for number in range(videos)]
+    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
+        return list(pool.map(_draw_video, tasks))
+
+
+def _draw_video(task: tuple[str, int, int, tuple[int, int]]) -> SuiteVideo:
+    import torch
+
+    torch.set_num_threads(1)
+    folder, number, seed, size = Path(task[0]), *task[1:]
+    name = f"s{seed}-v{number:03d}-{size[0]}x{size[1]}"
+    path, description = folder / f"{name}.mp4", folder / f"{name}.json"
+    if description.exists():  # written last
+        found = json.loads(description.read_text())
+        return SuiteVideo(**{**found, "size": tuple(found["size"])})
+    num_segments = LONG_SEGMENTS if number % LONG_EVERY == LONG_EVERY - 1 else SHORT_SEGMENTS
+    video = SuiteVideo(
+        id=name, world_seed=0, task=TASKS[(number + number // 4) % 4], num_segments=num_segments, size=size,
+        instruction="", path=str(path),
+    )  # fmt: skip
+    first = SEEDS_PER_VIDEO * (1000 * (seed + 1) + number)
+    for world_seed in range(first, first + SEEDS_PER_VIDEO):
+        video = replace(video, world_seed=world_seed)
+        if returns(visits(video)):
+            break
+    else:
+        raise RuntimeError(f"none of {SEEDS_PER_VIDEO} worlds from seed {first} has a target that leaves and returns")
+    video = replace(video, instruction=world_of(video).instruction)
+    write_video(path, (frame for start in spans(video) for frame in source_frames(video, *start)), FPS, crf=CRF)
+    description.write_text(json.dumps(asdict(video)))
+    return video
+
+
+def world_of(video: SuiteVideo) -> "World":
+    from model.training.worlds import SEGMENT_FRAMES, make_world
+
+    return make_world(
+        video.world_seed,
+        split="heldout",
+        num_frames=video.num_segments * SEGMENT_FRAMES,
+        task=video.task,  # type: ignore[arg-type]
+        absence_segments=ABSENCE_SEGMENTS[video.num_segments],
+        presence_frames=PRESENCE_FRAMES[video.num_segments],
+    )
+
+
+def spans(video: SuiteVideo) -> list[tuple[int, int]]:
+    """Runs of 17 frames, whatever the cuts: only to render by."""
+    return [(17 * i, 17 * (i + 1)) for i in range(video.num_segments)]
+
+
+def source_frames(video: SuiteVideo, start: int, end: int) -> np.ndarray:
+    from model.training.worlds import render
+
+    return render(world_of(video), start, end, size=video.size).source.numpy()
+
+
+def truth_of(video: SuiteVideo, start: int, end: int) -> Truth:
+    """Truth of frames `[start, end)`: `edited` [t, h, w, 3] in [0, 1], masks [t, h, w]."""
+    from model.training.edits import Edit
+    from model.training.worlds import render
+
+    world = world_of(video)
+    frames = render(world, start, end, size=video.size)
+    target = frames.mask
+    if world.task == "restyle":
+        marker = replace(world, edit=Edit(task="recolour", target=0, colour=(1.0, 1.0, 1.0)))
+        target = render(marker, start, end, size=video.size).mask
+    return Truth(edited=frames.edited.float() / 255, mask=frames.mask, target=target)
+
+
+def visits(video: SuiteVideo) -> list[int]:
+    """Runs of `spans` that see the target."""
+    found = []
+    for number, (start, end) in enumerate(spans(video)):
+        if float(truth_of(video, start, end).target.float().mean()) > MIN_VISIBLE_SHARE:
+            found.append(number)
+    return found
+
+
+def returns(seen: Sequence[int]) -> list[int]:
+    """Those of the visited segments before which the target was away for `MIN_ABSENCE` or more."""
+    return [after for before, after in pairwise(seen) if after - before > MIN_ABSENCE]
