@@ -82,19 +82,20 @@ class MemoryTransformerBlock(WanTransformerBlock):
         self,
         hidden_states: Float[Tensor, "b n d"],
         temb: Float[Tensor, "b 2 6 d"],
-        rotary_emb: Rotary,
         lengths: list[int],
         frames: Sequence[tuple[int, int]],
     ) -> Float[Tensor, "b f"]:
-        """How the target, the first `lengths[0]` tokens, responds in this block to every frame of the memory behind it."""
+        """How the target, the first `lengths[0]` tokens, responds in this block to every frame of the memory behind it.
+
+        Without rotary embedding: what a mean of rotated keys says of a frame is less (docs/decisions.md).
+        """
         attn = self.attn1
         shift, scale = (self.scale_shift_table.unsqueeze(1) + temb.float()).unbind(2)[:2]
         normed = modulate(self.norm1(hidden_states.float()), shift, scale, lengths).type_as(hidden_states)
         target, memory = normed.split(lengths, dim=1)
         query = attn.norm_q(attn.to_q(target)).unflatten(2, (attn.heads, -1))
         key = attn.norm_k(attn.to_k(memory)).unflatten(2, (attn.heads, -1))
-        of_target, of_memory = zip(*(part.split(lengths, dim=1) for part in rotary_emb), strict=True)
-        return responsiveness(rotate(query, of_target), rotate(key, of_memory), frames)
+        return responsiveness(query, key, frames)
 
     def encode_memory(
         self, hidden_states: Float[Tensor, "b n d"], temb: Float[Tensor, "#b 1 6 d"], rotary_emb: Rotary
@@ -267,14 +268,13 @@ class MemoryTransformer3DModel(
         number: int,
         merging: Merging,
         modulation: Float[Tensor, "b 2 6 d"],
-        rotary_emb: Rotary,
         lengths: list[int],
     ) -> TokenGroup:
         """Merge or discard memory frames before block `number`, by how the target responds to them there."""
         frames = [(span.start - lengths[0], span.end - lengths[0]) for span in group.spans if span.video != 0]
         block = cast(MemoryTransformerBlock, self.blocks[number])
         with torch.no_grad():
-            scores = block.responsiveness(group.tokens, modulation, rotary_emb, lengths, frames)
+            scores = block.responsiveness(group.tokens, modulation, lengths, frames)
         return thin(group, scores, merging, cast(FrameCompressor, self.memory_compressors[str(number)]))
 
     def clean_modulation(self, timestep: Float[Tensor, "1"]) -> Float[Tensor, "1 1 6 d"]:
@@ -361,7 +361,7 @@ class MemoryTransformer3DModel(
         tokens = group.tokens
         for number, block in enumerate(self.blocks):
             if merging is not None and appended and str(number) in self.memory_compressors:
-                group = self.thin(replace(group, tokens=tokens), number, merging, modulation, rotary_emb, lengths)
+                group = self.thin(replace(group, tokens=tokens), number, merging, modulation, lengths)
                 tokens, lengths = group.tokens, [num_target, group.num_tokens - num_target]
                 if not lengths[1]:
                     lengths, modulation, appended = [num_target], modulation[:, :1], []
