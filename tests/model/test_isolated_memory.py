@@ -14,27 +14,13 @@ from model.patchify import concatenate, patchify, unpatchify
 from model.rope import rotary_embedding
 from model.transformer import MemoryTransformer3DModel
 from model.types import EncodedMemory, MemoryBatch
-
-SMALL = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 32,
-    "in_channels": 12,
-    "out_channels": 6,
-    "text_dim": 16,
-    "freq_dim": 32,
-    "ffn_dim": 64,
-    "num_layers": 3,
-}
+from tests.model.networks import SMALL, random
 
 
 @pytest.fixture(scope="module")
 def network() -> MemoryTransformer3DModel:
     torch.manual_seed(0)
     return MemoryTransformer3DModel(**SMALL, memory_attention="isolated").eval()
-
-
-def random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def memories(batch: int = 2) -> list[MemoryBatch]:

@@ -11,21 +11,7 @@ from model.merging import FrameCompressor, Merging, responsiveness, thin
 from model.patchify import FrameSpan, TokenGroup, concatenate, grid_positions
 from model.transformer import MemoryTransformer3DModel, merging_blocks
 from model.types import MemoryBatch
-
-SMALL = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 32,
-    "in_channels": 12,
-    "out_channels": 6,
-    "text_dim": 16,
-    "freq_dim": 32,
-    "ffn_dim": 64,
-    "num_layers": 3,
-}
-
-
-def random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from tests.model.networks import SMALL, random
 
 
 def video(number: int, grid: tuple[int, int], *, frames: int, batch: int = 2, width: int = 4) -> TokenGroup:

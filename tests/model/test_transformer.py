@@ -6,17 +6,7 @@ from torch import Tensor, nn
 from model.memory import KERNELS
 from model.transformer import MemoryTransformer3DModel
 from model.types import MemoryBatch
-
-SMALL = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 32,
-    "in_channels": 12,
-    "out_channels": 6,
-    "text_dim": 16,
-    "freq_dim": 32,
-    "ffn_dim": 64,
-    "num_layers": 2,
-}
+from tests.model.networks import SMALL
 
 
 @pytest.fixture(scope="module")
