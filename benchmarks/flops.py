@@ -124,11 +124,8 @@ def measure(setting: Setting, *, share: float) -> list[tuple[str, int, float]]:
     sizes = [setting.tokens(kernel) for kernel in setting.memory]
     total = sum(sizes)
     isolated = network(setting, attention="isolated")
-    with torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
         encoded = [isolated.encode_memory(item) for item in memories(setting)]
-        with FlopCounterMode(display=False) as counter:
-            for item in memories(setting):
-                isolated.encode_memory(item)
     merging = network(setting, attention="joint", is_merging=True)
     kept = total
     merged = 0.0
@@ -191,7 +188,7 @@ def run(options: Benchmark) -> str:
             "",
             provenance(command="python -m benchmarks.flops", packages=("torch", "diffusers")),
             "",
-            "Counted by torch's FlopCounterMode on the meta device; the formulas are the head of `benchmarks/flops.py`. "
+            "Counted by torch's FlopCounterMode on the meta device; the formula is `layer_flops` in `benchmarks/flops.py`. "
             "A multiplication and an addition are two; one forward, without guidance.",
             "",
             *sections,

@@ -6,7 +6,7 @@
                         many segments before this one did not see it
     psnr_db             of all pixels against the truth
     flicker             mean absolute difference between the change from frame to frame and that of the truth, cuts left out
-    flops, seconds      of generating the segment (one forward counted, times the steps; the worker's clock)
+    flops, seconds      of generating the segment, all steps (counted by torch; the worker's clock)
 
 Values are in [0, 1] where nothing else is said. Two rows are in every table so that a measure which rewards doing nothing is
 seen: "do-nothing" is the source through the codec, "truth" is the rendered edit. What consistency error is left in
@@ -73,8 +73,7 @@ def measure_video(video: SuiteVideo, edits: Mapping[str, str], *, seed: int) -> 
     known = frames_of(video, context)
     rows: list[Row] = []
     for method, edit in contexts.items():
-        edited = [editor.decode(edit.latents.get(i, names=("edited",))["edited"]) for i in range(len(plan))]
-        rows += measure(video, method, seed, plan, known, joined(plan, edited))
+        rows += measure(video, method, seed, plan, known, edited_frames(edit, editor))
         for segment in edit.plan:
             seconds = edit.latents.record(segment.segment)["timings"]["generate_s"]
             flops = edit_flops(context.preset, tuple((m.role, m.kernel) for m in segment.memory), context.size)
@@ -99,6 +98,12 @@ def measure_video(video: SuiteVideo, edits: Mapping[str, str], *, seed: int) -> 
 @cache
 def editor_of(preset: str) -> Editor:
     return load_editor(preset)
+
+
+def edited_frames(edit: EditContext, editor: Editor) -> Float[Tensor, "T h w 3"]:
+    """An edit's frames, decoded from its committed latents."""
+    parts = [editor.decode(edit.latents.get(row.segment, names=("edited",))["edited"]) for row in edit.plan]
+    return joined(edit.plan, parts)
 
 
 def joined(plan: Sequence[PlannedSegment], parts: Sequence[Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from PIL import Image
 
 from pipeline.evaluation.evaluate import Evaluation
-from pipeline.evaluation.suite import MIN_VISIBLE_SHARE, SuiteVideo
+from pipeline.evaluation.suite import LONG_SEGMENTS, MIN_VISIBLE_SHARE, SuiteVideo
 from pipeline.evaluation.tables import GAP_BINS, by_gap, main_table, mean_interval, per_video, ratio_table
 
 NUM_STRIPS = 8
@@ -49,7 +49,7 @@ def write_evaluation_report(
         plot_metrics(table, methods, out / "metrics.png", evaluation),
     ]
     strips = [write_strip(video, edits, out) for video in suite[:NUM_STRIPS]]
-    long = sum(video.num_segments > 52 for video in suite)
+    long = sum(video.num_segments == LONG_SEGMENTS for video in suite)
     intro = (
         f"Suite {evaluation.suite}, seed {evaluation.seed}: {len(suite)} held-out rendered videos, {long} of them over 900 frames. "
         f"Preset `{evaluation.preset}`, top-k {evaluation.top_k}. {provenance} What is measured stands at the head of "
@@ -118,7 +118,7 @@ def write_strip(video: SuiteVideo, edits: Mapping[str, Mapping[str, str]], out: 
     """Rows: source, truth, every method. Columns: segments that see the object, each where it sees most of it."""
     import torch
 
-    from pipeline.evaluation.measures import editor_of, frames_of, joined
+    from pipeline.evaluation.measures import edited_frames, editor_of, frames_of
     from pipeline.stages.context import load_context
     from retrieval.latents import LatentLRU
 
@@ -127,8 +127,7 @@ def write_strip(video: SuiteVideo, edits: Mapping[str, Mapping[str, str]], out: 
     editor, plan, known = editor_of(context.preset), context.plan, frames_of(video, context)
     videos = {"source": known.source, "truth": known.truth}
     for method, edit in contexts.items():
-        parts = [editor.decode(edit.latents.get(i, names=("edited",))["edited"]) for i in range(len(plan))]
-        videos[method] = joined(plan, parts)
+        videos[method] = edited_frames(edit, editor)
     seen = known.target.float().mean((1, 2))
     best = [
         segment.start_frame + int(seen[segment.start_frame : segment.end_frame].argmax())

@@ -117,7 +117,9 @@ def world_of(video: SuiteVideo) -> "World":
 
 def spans(video: SuiteVideo) -> list[tuple[int, int]]:
     """Runs of 17 frames, whatever the cuts: only to render by."""
-    return [(17 * i, 17 * (i + 1)) for i in range(video.num_segments)]
+    from model.training.worlds import SEGMENT_FRAMES
+
+    return [(SEGMENT_FRAMES * i, SEGMENT_FRAMES * (i + 1)) for i in range(video.num_segments)]
 
 
 def source_frames(video: SuiteVideo, start: int, end: int) -> np.ndarray:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.evaluation.suite import MIN_ABSENCE
+
 METRICS = ("edit_error", "preservation_error", "consistency_error", "psnr_db", "flicker", "flops", "seconds")
 GAP_BINS = ((0, 0), (1, 2), (3, 5), (6, 10), (11, 60))
-RETURN_GAP = 3
-"""A return: the object was away for at least so many segments."""
 NUM_BOOTSTRAP = 10_000
 
 PerVideo = Mapping[str, Mapping[str, float]]
@@ -38,7 +38,7 @@ def per_video(table: pa.Table, metric: str, *, keep: Keep = every) -> PerVideo:
 
 
 def is_return(row: dict[str, Any]) -> bool:
-    return row["gap"] is not None and row["gap"] >= RETURN_GAP
+    return row["gap"] is not None and row["gap"] >= MIN_ABSENCE
 
 
 def mean_interval(values: Sequence[float], *, seed: int) -> tuple[float, float, float]:
@@ -105,15 +105,14 @@ def ratio_table(table: pa.Table, methods: Sequence[str], tasks: Mapping[str, str
 
 def by_gap(table: pa.Table, methods: Sequence[str], *, seed: int) -> dict[str, list[tuple[float, float, float] | None]]:
     """Method -> consistency error and interval of every bin of `GAP_BINS`; None where no video has such a gap."""
-    result: dict[str, list[tuple[float, float, float] | None]] = {}
-    for method in methods:
-        bins = []
-        for low, high in GAP_BINS:
+    result: dict[str, list[tuple[float, float, float] | None]] = {method: [] for method in methods}
+    for low, high in GAP_BINS:
 
-            def is_in_bin(row: dict[str, Any], low: int = low, high: int = high) -> bool:
-                return low <= (row["gap"] or 0) <= high
+        def is_in_bin(row: dict[str, Any], low: int = low, high: int = high) -> bool:
+            return low <= (row["gap"] or 0) <= high
 
-            values = per_video(table, "consistency_error", keep=is_in_bin).get(method)
-            bins.append(mean_interval(list(values.values()), seed=seed) if values else None)
-        result[method] = bins
+        values = per_video(table, "consistency_error", keep=is_in_bin)
+        for method, bins in result.items():
+            found = values.get(method)
+            bins.append(mean_interval(list(found.values()), seed=seed) if found else None)
     return result

@@ -55,6 +55,11 @@ def patiently(start: Callable[[], Any]) -> Any:
     return start()
 
 
+def kill_node(cluster: Cluster, node: Any) -> None:
+    node.all_processes["raylet"][0].process.kill()
+    cluster.remove_node(node, allow_graceful=False)
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head and two more nodes."""
@@ -144,9 +149,7 @@ class Edits:
             self.drivers[-1].wait()
             self.start_driver()
         else:
-            node = rng.choice(sorted(self.cluster.worker_nodes, key=lambda node: node.unique_id))
-            node.all_processes["raylet"][0].process.kill()
-            self.cluster.remove_node(node, allow_graceful=False)
+            kill_node(self.cluster, rng.choice(sorted(self.cluster.worker_nodes, key=lambda node: node.unique_id)))
             patiently(lambda: self.cluster.add_node(wait=False, **NODE))
 
     def run(self, victims: list[str], rng: random.Random) -> None:
@@ -262,9 +265,7 @@ def test_the_real_edit_survives_a_node_a_worker_and_the_driver(cluster, tmp_path
 
     process = start(*command)
     wait_for_commits(2, process)
-    node = sorted(cluster.worker_nodes, key=lambda node: node.unique_id)[0]
-    node.all_processes["raylet"][0].process.kill()
-    cluster.remove_node(node, allow_graceful=False)
+    kill_node(cluster, min(cluster.worker_nodes, key=lambda node: node.unique_id))
     wait_for_commits(5, process)
     workers = edit_workers()
     assert workers, "no worker is editing"
