@@ -156,7 +156,7 @@ def main() -> None:
             "segment. Milliseconds per segment: `wall` is the whole run from when the worker is ready, with one edit and one "
             "(empty) render task per segment and the assemble; `dispatch` is wall less the edit stage: scheduler, two actor "
             "calls and answers; `edit stage` holds reading up to three memories and the commit "
-            "(Parquet file and commit record, both flushed to disk; `of that flushing` is the time in fsync). Target: wall at most 5 ms.",
+            "(a Parquet file, flushed to disk, and the note how it came to be; `of that flushing` is the time in fsync). Target: wall at most 5 ms.",
             "",
             "| folder | wall | dispatch | edit stage | read memories | put and commit | of that flushing |",
             "|---|---|---|---|---|---|---|",

@@ -207,8 +207,9 @@ def measured_seconds_per_segment(workspace: Store, edit: VideoEdit) -> float | N
             if not (edits / edit_id).exists("record.json"):
                 continue
             record = (edits / edit_id).read_json("record.json")
-            if record["spec"]["weights_revision"] == edit.spec.weights_revision:
-                return statistics.median(sum(row["timings"].values()) for row in record["segments"])
+            seconds = [sum(row["timings"].values()) for row in record["segments"] if "timings" in row]
+            if seconds and record["spec"]["weights_revision"] == edit.spec.weights_revision:
+                return statistics.median(seconds)
     return None
 
 

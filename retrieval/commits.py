@@ -1,9 +1,9 @@
 """Names of the files of a committed segment, and which segments are committed. Light: the driver plans and resumes with it.
 
-    segment-00012.parquet   the latents (retrieval/latents.py)
-    segment-00012.json      the commit record, written last
+    segment-00012.json      how the latents came to be
+    segment-00012.parquet   the latents (retrieval/latents.py), written last
 
-A segment is done when both are there.
+A segment is done when the Parquet file is there: it appears whole or not at all, and what it was made from stands in it.
 """
 
 import re
@@ -21,7 +21,5 @@ def record_name(index: int) -> str:
 
 def committed_segments(latents: Store) -> set[int]:
     """Segments that are done. One listing."""
-    names = set(latents.names())
-    found = (re.fullmatch(r"segment-(\d{5,})\.json", name) for name in names)
-    indices = {int(match[1]) for match in found if match}
-    return {index for index in indices if parquet_name(index) in names}
+    found = (re.fullmatch(r"segment-(\d{5,})\.parquet", name) for name in latents.names())
+    return {int(match[1]) for match in found if match}

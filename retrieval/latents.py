@@ -1,9 +1,12 @@
-"""The external memory: one Parquet file of latents per finished segment, and its commit record.
+"""The external memory: one Parquet file of latents per finished segment, which is its own commit record.
 
-    segment-00012.parquet   one row per tensor; what the editor made and what it depends on, nothing that depends on time
-    segment-00012.json      written last: who made it, when and how fast, and the size and SHA-256 of the Parquet file
+    segment-00012.json      written first: who made the latents, when and how fast, and size and SHA-256 of their file
+    segment-00012.parquet   written last: one row per tensor, and in the footer what they were made from; nothing that
+                            depends on time
 
-A segment counts as done when both are there. "edited" and "source" latents are stored as bfloat16 (that rounding is
+A segment counts as done when its Parquet file is there, which appears whole or not at all (`store.py`) and once it is there
+needs nothing else. The JSON file beside it is not flushed to disk: a kill leaves it whole, a power cut may take it, and
+then it is only no longer known how long that segment took. "edited" and "source" latents are stored as bfloat16 (that rounding is
 the only loss); everything else bit for bit. The bytes of a tensor are laid out for compression, see `docs/decisions.md`
 and `benchmarks/results/latent_store_*`: the elements' high bytes, then their low bytes, each plane a zstd frame with a
 checksum; where that is smaller, the high bytes of "edited" are stored as their difference from those of "source".
@@ -144,7 +147,7 @@ class LatentStore:
             index: the segment.
             tensors: by name; "edited" and "source" must be finite.
             meta: what they were made from (`latent_meta`); JSON-able and independent of time and place.
-            record: how they were made (timings, worker, attempt); JSON-able.
+            record: how they came to be (timings, worker, attempt); JSON-able.
 
         Returns:
             The tensors as `get` gives them: the same dtypes, values as stored.
@@ -156,7 +159,6 @@ class LatentStore:
         }
         head = {"format_version": FORMAT_VERSION, "segment": index, "meta": dict(meta)}
         data = parquet_bytes([encode_row(name, entry) for name in sorted(entry)], head)
-        self.store.write_bytes(parquet_name(index), data)
         self.store.write_json(
             record_name(index),
             {
@@ -170,7 +172,9 @@ class LatentStore:
                 },
             },
             indent=None,
+            is_flushed=False,
         )
+        self.store.write_bytes(parquet_name(index), data)
         self.lru.put((self.store.url, index), entry)
         return given(entry, entry)
 
@@ -192,43 +196,40 @@ class LatentStore:
 
     def meta(self, index: int) -> dict[str, Any]:
         """What the segment was made from, as given to `put`. Reads only the file's footer."""
-        self.record(index)
         url = self.store.url_of(parquet_name(index))
         try:
             with self.store.open(parquet_name(index)) as file:
                 return read_head(pq.read_schema(file), index, url)["meta"]
-        except (pa.ArrowException, FileNotFoundError) as error:
+        except FileNotFoundError as error:
+            raise StoreError(f"segment {index} is not committed: there is no {url}") from error
+        except pa.ArrowException as error:
             raise StoreError(f"{url}: not readable: {describe(error)}") from error
 
     def record(self, index: int) -> dict[str, Any]:
-        """The commit record."""
+        """How a committed segment came to be; empty if a power cut took what was known of it."""
         try:
-            return self.store.read_json(record_name(index))
-        except FileNotFoundError as error:
-            url = self.store.url_of(record_name(index))
-            raise StoreError(f"segment {index} is not committed: there is no {url}") from error
+            return dict(json.loads(self.store.read_bytes(record_name(index))))
+        except (FileNotFoundError, ValueError):
+            return {}
 
     def committed(self) -> set[int]:
         """Segments that are done. One listing."""
         return committed_segments(self.store)
 
     def is_committed(self, index: int) -> bool:
-        return self.store.exists(record_name(index)) and self.store.exists(parquet_name(index))
+        return self.store.exists(parquet_name(index))
 
     def _read(self, index: int) -> dict[str, tuple[Tensor, str]]:
-        record = self.record(index)
         url = self.store.url_of(parquet_name(index))
         try:
             data = self.store.read_bytes(parquet_name(index))
-            if len(data) != record["bytes"]:
-                raise StoreError(f"{url}: has {len(data)} bytes; its commit record says {record['bytes']}")
-            if self.is_sha256_checked and hashlib.sha256(data).hexdigest() != record["sha256"]:
-                raise StoreError(f"{url}: its SHA-256 is not the one in its commit record")
+            if self.is_sha256_checked and hashlib.sha256(data).hexdigest() != self.record(index).get("sha256"):
+                raise StoreError(f"{url}: its SHA-256 is not the one in {record_name(index)}")
             table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
             read_head(table.schema, index, url)
             return decode_rows(table)
         except FileNotFoundError as error:
-            raise StoreError(f"{url}: missing, though segment {index} is committed") from error
+            raise StoreError(f"segment {index} is not committed: there is no {url}") from error
         except (pa.ArrowException, zstandard.ZstdError, KeyError, ValueError, TypeError) as error:
             raise StoreError(f"{url}: damaged: {type(error).__name__}: {describe(error)}") from error
 

@@ -75,9 +75,12 @@ def measure_video(video: SuiteVideo, edits: Mapping[str, str], *, seed: int) -> 
     for method, edit in contexts.items():
         rows += measure(video, method, seed, plan, known, edited_frames(edit, editor))
         for segment in edit.plan:
-            seconds = edit.latents.record(segment.segment)["timings"]["generate_s"]
-            flops = edit_flops(context.preset, tuple((m.role, m.kernel) for m in segment.memory), context.size)
-            for metric, value in (("flops", float(flops)), ("seconds", float(seconds))):
+            figures = {
+                "flops": edit_flops(context.preset, tuple((m.role, m.kernel) for m in segment.memory), context.size)
+            }
+            if timings := edit.latents.record(segment.segment).get("timings"):
+                figures["seconds"] = timings["generate_s"]
+            for metric, value in figures.items():
                 rows.append(
                     Row(
                         method=method,
@@ -86,7 +89,7 @@ def measure_video(video: SuiteVideo, edits: Mapping[str, str], *, seed: int) -> 
                         segment=segment.segment,
                         gap=None,
                         metric=metric,
-                        value=value,
+                        value=float(value),
                     )
                 )
     through_codec = [editor.decode(encode_source(context, editor, segment)) for segment in plan]

@@ -67,10 +67,10 @@ def edit_store(workspace: Path, video: str) -> Store:
 
 
 def committed(workspace: Path) -> dict[str, int]:
-    """Commit record -> its modification time in ns, of everything committed so far."""
+    """Latent file -> its modification time in ns, of everything committed so far."""
     return {
         str(path.relative_to(workspace)): path.stat().st_mtime_ns
-        for path in workspace.glob("videos/*/edits/*/latents/*.json")
+        for path in workspace.glob("videos/*/edits/*/latents/segment-*.parquet")
     }
 
 

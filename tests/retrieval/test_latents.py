@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -153,34 +154,94 @@ def test_readable_without_this_code(folder: Store) -> None:
     assert head == {"format_version": 1, "segment": 0, "meta": META}
 
 
-def test_committed_needs_both_files(folder: Store) -> None:
+def test_what_is_committed(folder: Store) -> None:
     store = LatentStore(folder)
     assert store.committed() == set()
     for index in (0, 7, 99_999, 100_000):
         store.put(index, latents(), meta={}, record={})
     folder.delete(parquet_name(7))
-    folder.write_bytes(parquet_name(8), b"half a segment")
-    folder.write_bytes("segment-1.json", b"{}")
+    folder.write_bytes(record_name(8), b"{}")
+    folder.write_bytes("segment-1.parquet", b"of another program")
     assert store.committed() == {0, 99_999, 100_000}
     assert {index for index in (0, 7, 8, 99_999, 100_000) if store.is_committed(index)} == store.committed()
 
 
-def test_a_kill_before_the_record_leaves_the_segment_uncommitted(
-    folder: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(self: Store, name: str, value: object, **options: object) -> None:
-        raise KeyboardInterrupt
+def test_a_process_killed_at_any_system_call_leaves_a_whole_segment_or_none(tmp_path: Path) -> None:
+    """`put` in a process that kills itself at its n-th call to the file system, for every n; then a rerun."""
+    code = (
+        "import os, signal, sys\n"
+        "from tests.retrieval.test_latents import META, latents\n"
+        "from retrieval.latents import LatentStore\n"
+        "from retrieval.store import Store\n"
+        "events = ('open', 'os.mkdir', 'os.rename', 'os.remove')\n"
+        "for number in range(1, 100):\n"
+        "    store, pid = LatentStore(Store(f'{sys.argv[1]}/{number}')), os.fork()\n"
+        "    if not pid:\n"
+        "        calls = []\n"
+        "        def kill(event, arguments):\n"
+        "            if event in events and sys.argv[1] in str(arguments):\n"
+        "                calls.append(event)\n"
+        "                if len(calls) == number:\n"
+        "                    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        sys.addaudithook(kill)\n"
+        "        store.put(4, latents(), meta=META, record={})\n"
+        "        os._exit(0)\n"
+        "    if not os.waitpid(pid, 0)[1]:\n"
+        "        break\n"
+        "print(number)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True, timeout=100
+    )
+    num_runs = int(result.stdout)
+    assert num_runs > 4, "mkdir, open, rename, open, rename: killed before each of them"
+    whole = Store(str(tmp_path / str(num_runs))).read_bytes(parquet_name(4))
+    for number in range(1, num_runs):
+        killed = fresh(Store(str(tmp_path / str(number))))
+        assert killed.committed() == set(), "the rename that commits is the last call"
+        with pytest.raises(StoreError, match=r"segment 4 is not committed.*segment-00004\.parquet"):
+            killed.get(4)
+        with pytest.raises(StoreError, match="not committed"):
+            killed.meta(4)
+        killed.put(4, latents(), meta=META, record={})
+        assert killed.store.read_bytes(parquet_name(4)) == whole
+        assert killed.committed() == {4}
+        assert killed.record(4)["bytes"] == len(whole)
 
+
+@pytest.mark.parametrize(
+    "damage", [lambda folder, name: folder.delete(name), lambda folder, name: folder.write_bytes(name, b"")]
+)
+def test_without_the_record_a_segment_is_as_good(folder: Store, damage: Callable[[Store, str], None]) -> None:
+    """What a power cut may do to a file that was not flushed."""
+    LatentStore(folder).put(0, latents(), meta=META, record={"timings": {}})
+    damage(folder, record_name(0))
+    store = fresh(folder)
+    assert store.committed() == {0}
+    assert store.is_committed(0)
+    assert torch.equal(store.get(0)["source"], latents()["source"].bfloat16().float())
+    assert store.meta(0) == META
+    assert store.record(0) == {}
+
+
+def test_the_latents_are_flushed_before_they_appear(folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut must not leave an empty file under the name that says "done"."""
+    calls: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def flush(descriptor: int) -> None:
+        calls.append(f"flush of {os.fstat(descriptor).st_size} bytes")
+        fsync(descriptor)
+
+    def rename(self: Path, target: Path) -> Path:
+        calls.append(Path(target).name)
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(Path, "replace", rename)
     store = LatentStore(folder)
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "write_json", killed)
-        with pytest.raises(KeyboardInterrupt):
-            store.put(4, latents(), meta={}, record={})
-    assert store.committed() == set()
-    with pytest.raises(StoreError, match=r"segment 4 is not committed.*segment-00004\.json"):
-        store.get(4)
-    with pytest.raises(StoreError, match="not committed"):
-        store.meta(4)
+    store.put(0, latents(), meta=META, record={})
+    assert calls == [record_name(0), f"flush of {store.record(0)['bytes']} bytes", parquet_name(0)]
 
 
 def damage_truncate(folder: Store) -> None:
@@ -200,28 +261,25 @@ def damage_missing(folder: Store) -> None:
 def damage_other_segment(folder: Store) -> None:
     LatentStore(folder).put(1, latents(), meta={}, record={})
     folder.write_bytes(parquet_name(0), folder.read_bytes(parquet_name(1)))
-    folder.write_bytes(record_name(0), folder.read_bytes(record_name(1)))
 
 
 def damage_other_table(folder: Store) -> None:
     folder.write_table(parquet_name(0), pa.table({"a": [1]}))
-    size = len(folder.read_bytes(parquet_name(0)))
-    folder.write_json(record_name(0), {**folder.read_json(record_name(0)), "bytes": size})
 
 
-def damage_record(folder: Store) -> None:
-    folder.write_bytes(record_name(0), b"{")
+def damage_empty(folder: Store) -> None:
+    folder.write_bytes(parquet_name(0), b"")
 
 
 @pytest.mark.parametrize(
     "damage",
-    [damage_truncate, damage_byte, damage_missing, damage_other_segment, damage_other_table, damage_record],
+    [damage_truncate, damage_byte, damage_missing, damage_other_segment, damage_other_table, damage_empty],
     ids=lambda damage: damage.__name__,
 )
 def test_a_damaged_file_is_named_not_used(folder: Store, damage: Callable[[Store], None]) -> None:
     LatentStore(folder).put(0, latents(), meta={}, record={})
     damage(folder)
-    with pytest.raises(StoreError, match=r"segment-00000\.(parquet|json)"):
+    with pytest.raises(StoreError, match=r"segment-00000\.parquet"):
         fresh(folder).get(0)
 
 
@@ -350,14 +408,14 @@ def test_on_an_object_store(s3: str) -> None:
     assert store.committed() == set()
     for index in (0, 1):
         store.put(index, latents(index), meta=META, record={"worker": "w"})
-    folder.write_bytes(parquet_name(2), b"left by a worker that died")
+    folder.write_bytes(record_name(2), b"left by a worker that died")
     assert fresh(folder).committed() == {0, 1}
     assert [store.is_committed(index) for index in range(3)] == [True, True, False]
     assert fresh(folder).meta(1) == META
     assert torch.equal(fresh(folder).get(1)["edited"], latents(1)["edited"].bfloat16().float())
-    with pytest.raises(StoreError, match=r"not committed: there is no s3://films/.*segment-00002\.json"):
+    with pytest.raises(StoreError, match=r"not committed: there is no s3://films/.*segment-00002\.parquet"):
         fresh(folder).get(2)
     with pytest.raises(StoreError, match="there is no bucket 'flims'"):
         LatentStore(Store("s3://flims/latents")).committed()
-    with pytest.raises(OSError, match=r"s3://flims/latents/segment-00000\.parquet"):
+    with pytest.raises(OSError, match=r"s3://flims/latents/segment-00000\.json"):
         LatentStore(Store("s3://flims/latents")).put(0, latents(), meta={}, record={})
