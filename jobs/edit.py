@@ -8,6 +8,7 @@ from typing import IO, Annotated, Literal
 import tyro
 
 from jobs.console import command_error, print_json, result_stream
+from model.memory import KernelChoice, MemorySettings, MergingChoice
 from pipeline.manifest import ManifestRow, load_manifest, rows_from_sources
 from pipeline.plan import Method
 from pipeline.progress import Progress
@@ -48,6 +49,13 @@ class EditCommand:
     method: Method = "memory"
     """What a segment remembers: the previous and the most alike segments (memory), nothing, the previous alone, or the previous
     and the latest (recent) or any others (random)."""
+    kernels: KernelChoice = "dynamic"
+    """How finely memories are tokenized: by relevance (dynamic), or all as finely or as coarsely as can be."""
+    merging: MergingChoice | None = None
+    """Which memory frames are merged or discarded inside the network, by how little (low) or how much (high) the target
+    responds to them; off: none. Default: as the preset says."""
+    merging_share: float | None = None
+    """Share of the memory frames that --merging takes at each of its blocks. Default: 0.5."""
     max_attempts: int = 3
     """Attempts at a segment before its video is quarantined."""
     max_parallel_per_video: int | None = None
@@ -92,6 +100,9 @@ def main(argv: list[str]) -> int:
                 size=command.size,
                 top_k=command.top_k,
                 method=command.method,
+                memory=MemorySettings(
+                    kernels=command.kernels, merging=command.merging, merging_share=command.merging_share
+                ),
                 max_attempts=command.max_attempts,
                 max_parallel_per_video=command.max_parallel_per_video,
                 workers=command.workers,

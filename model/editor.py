@@ -113,9 +113,9 @@ class MemoryEditor:
         sampler = self.preset.sampler
         noise = torch.randn(request.source.shape, generator=torch.Generator().manual_seed(request.seed))
         source = request.source[None].to(self.device, torch.float32)
-        memory = [self.prepare_memory(item) for item in request.memory]
-        share = sampler.get("merging_share", 0.0)
-        merging = Merging(share=share) if share and memory else None
+        settings = request.settings.resolved(sampler)
+        memory = [self.prepare_memory(item, has_source=settings.has_source) for item in request.memory]
+        merging = Merging.of(settings) if memory else None
         guidance_scale = sampler["guidance_scale"]
         prompts = [request.instruction] if guidance_scale == 1.0 else [request.instruction, ""]
         texts = [self.text_encoder([prompt]) for prompt in prompts]
@@ -148,9 +148,10 @@ class MemoryEditor:
         latent = sample(predict_x_0, noise[None].to(self.device), sigmas)
         return EditResult(latent=latent[0].cpu())
 
-    def prepare_memory(self, item: MemoryVideo) -> MemoryBatch | EncodedMemory:
-        """On the device; encoded where memory is isolated."""
-        latents = torch.cat([item.edited, item.source])[None].to(torch.float32)
+    def prepare_memory(self, item: MemoryVideo, *, has_source: bool = True) -> MemoryBatch | EncodedMemory:
+        """On the device, its source latents zero where they are not to be seen; encoded where memory is isolated."""
+        source = item.source if has_source else torch.zeros_like(item.source)
+        latents = torch.cat([item.edited, source])[None].to(torch.float32)
         batch = MemoryBatch(role=item.role, kernel=item.kernel, latents=latents.to(self.device))
         if not self.transformer.is_isolated:
             return batch

@@ -1,11 +1,13 @@
-"""Where a memory stands: relevance decides its patch kernel, its role decides its temporal positions.
+"""How an edit's memories stand in the sequence: relevance decides a memory's patch kernel, its role its temporal positions.
 
 Torch-free arithmetic, because the driver freezes kernels in the plan. Source: Memory-V2V (arXiv 2601.16296) section 3.2
 (kernels) and appendix E (positions). The paper leaves open which kernel the previous segment of a long video gets; it is the
-continuation the target must join, so it gets the finest.
+continuation the target must join, so it gets the finest. `MemorySettings` is what an edit may choose; its defaults are the paper's.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 MemoryRole = Literal["previous", "retrieved"]
 Kernel = tuple[int, int, int]
@@ -18,13 +20,63 @@ KERNELS: tuple[Kernel, ...] = (BASE_KERNEL, RELEVANT_KERNEL, COARSE_KERNEL)
 NUM_RELEVANT = 3
 """How many of the retrieved get `RELEVANT_KERNEL` (paper section 4.1)."""
 
+KernelChoice = Literal["dynamic", "fine", "coarse"]
+MergingMode = Literal["merge-low", "merge-high", "discard-low", "discard-high"]
+MergingChoice = Literal["off", "merge-low", "merge-high", "discard-low", "discard-high"]
+DEFAULT_MERGING_SHARE = 0.5
+"""The paper's study takes half of the frames (section 3.3)."""
 
-def memory_kernel(role: MemoryRole, rank: int = 0) -> Kernel:
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySettings:
+    """What an edit does with its memories, whichever they are; part of its identity.
+
+    Attributes:
+        kernels: "dynamic" (finer the more relevant), or the finest or the coarsest for all.
+        merging: which frames are merged or discarded inside the network, by the target's responsiveness to them; None is
+            what the preset says.
+        merging_share: of the memory frames, at every merging block; half where merging is given without it.
+        has_source: whether the network sees the source latents of a memory beside the edited ones.
+    """
+
+    kernels: KernelChoice = "dynamic"
+    merging: MergingChoice | None = None
+    merging_share: float | None = None
+    has_source: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kernels not in get_args(KernelChoice):
+            raise ValueError(f"kernels is {self.kernels!r}; needs one of {', '.join(get_args(KernelChoice))}")
+        if self.merging is not None and self.merging not in get_args(MergingChoice):
+            raise ValueError(f"merging is {self.merging!r}; needs one of {', '.join(get_args(MergingChoice))}")
+        if self.merging_share is None:
+            return
+        if self.merging is None:
+            raise ValueError(f"merging_share is {self.merging_share}; needs merging to be given with it")
+        if self.merging == "off" and self.merging_share:
+            raise ValueError(f"merging_share is {self.merging_share} and merging is off; needs one of the other modes")
+        if self.merging != "off" and not 0 < self.merging_share <= 1:
+            raise ValueError(f"merging_share is {self.merging_share}; needs above 0, to 1")
+
+    def resolved(self, sampler: Mapping[str, Any]) -> "MemorySettings":
+        """With nothing left open: a preset whose `sampler` has a `merging_share` merges that share unless told otherwise."""
+        merging, share = self.merging, self.merging_share
+        if merging is None:
+            share = float(sampler.get("merging_share", 0.0))
+            merging = "merge-low" if share else "off"
+        if share is None:
+            share = 0.0 if merging == "off" else DEFAULT_MERGING_SHARE
+        return MemorySettings(kernels=self.kernels, merging=merging, merging_share=share, has_source=self.has_source)
+
+
+def memory_kernel(role: MemoryRole, rank: int = 0, *, kernels: KernelChoice = "dynamic") -> Kernel:
     """Kernel of a memory: `rank` counts the RETRIEVED memories from 0, most relevant first.
 
     Raises:
         ValueError: for a role that is neither "previous" nor "retrieved".
     """
+    if role in ("previous", "retrieved") and kernels != "dynamic":
+        return BASE_KERNEL if kernels == "fine" else COARSE_KERNEL
     if role == "previous":
         return BASE_KERNEL
     if role == "retrieved":

@@ -13,7 +13,7 @@ Legend: B batch, N tokens, F memory frames, H heads, D head dimension, K width.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from model.memory import MemorySettings, MergingMode
 from model.patchify import FrameSpan, TokenGroup
-
-MergingMode = Literal["merge_low", "merge_high", "discard_low", "discard_high"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +31,27 @@ class Merging:
 
     Attributes:
         share: of the memory frames of every token grid, rounded; in [0, 1].
-        mode: which end of responsiveness, and whether its frames are merged or discarded. All but "merge_low" are the
+        mode: which end of responsiveness, and whether its frames are merged or discarded. All but "merge-low" are the
             paper's ablations.
     """
 
     share: float
-    mode: MergingMode = "merge_low"
+    mode: MergingMode = "merge-low"
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise ValueError(f"share is {self.share}; needs 0 to 1")
         if self.mode not in get_args(MergingMode):
             raise ValueError(f"mode is {self.mode!r}; needs one of {', '.join(get_args(MergingMode))}")
+
+    @classmethod
+    def of(cls, settings: MemorySettings) -> "Merging | None":
+        """What resolved settings ask for; None where it is nothing."""
+        if settings.merging == "off":
+            return None
+        assert settings.merging is not None, "resolved"
+        assert settings.merging_share is not None, "resolved"
+        return cls(share=settings.merging_share, mode=settings.merging)
 
 
 class FrameCompressor(nn.Module):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.geometry import Geometry
+from model.memory import MemorySettings
 
 if TYPE_CHECKING:
     from model.types import Editor
@@ -51,6 +52,23 @@ class Preset:
             raise ValueError(
                 f"instruction has {len(text)} characters, {num_tokens} byte tokens; "
                 f"preset {self.name!r} takes at most {self.max_instruction_tokens} tokens"
+            )
+
+    def check_memory(self, settings: MemorySettings) -> None:
+        """Refuse to merge or discard memory frames with a network that cannot.
+
+        Raises:
+            ValueError: if its memory is isolated, or it has no merging blocks.
+        """
+        merging = settings.resolved(self.sampler).merging
+        if merging == "off":
+            return
+        config = json.loads((self.path / "transformer" / "config.json").read_text())
+        if config.get("memory_attention", "joint") != "joint":
+            raise ValueError(f"merging is {merging!r}; preset {self.name!r} has isolated memory, it needs 'off'")
+        if not config.get("merging_blocks"):
+            raise ValueError(
+                f"merging is {merging!r}; preset {self.name!r} was trained without merging, it needs 'off'"
             )
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from model.geometry import Geometry
-from model.memory import Kernel, MemoryRole
+from model.memory import Kernel, MemoryRole, MemorySettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,8 @@ class EditRequest:
     source: Float[Tensor, "c t h w"]
     memory: tuple[MemoryVideo, ...]
     seed: int
+    settings: MemorySettings = field(default_factory=MemorySettings)
+    """What is done with the memories inside the network; their kernels are theirs already."""
     state: Mapping[str, Tensor] = field(default_factory=dict)
     """Named tensors the previous segment's result carried (FIFO's queue); empty for editors without state."""
 

@@ -19,7 +19,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from model.memory import memory_kernel
+from model.memory import KernelChoice, memory_kernel
 from retrieval.index import SourceIndex
 from retrieval.schema import (
     PlannedMemory,
@@ -41,7 +41,12 @@ SLACK = 0.02
 
 
 def plan_segments(
-    segments: Sequence[Segment], *, method: str = "memory", top_k: int = 3, seed: int = 0
+    segments: Sequence[Segment],
+    *,
+    method: str = "memory",
+    top_k: int = 3,
+    seed: int = 0,
+    kernels: KernelChoice = "dynamic",
 ) -> list[PlannedSegment]:
     """Decide memories, scores, kernels and seeds of every segment of one video.
 
@@ -50,6 +55,7 @@ def plan_segments(
         method: one of `Method`; the previous segment is one of the same shot.
         top_k: how many are remembered beside the previous one.
         seed: of the edit; each segment's own is derived from it and from the segment's index.
+        kernels: by relevance ("dynamic"), or the finest or coarsest for every memory.
 
     Raises:
         ValueError: unknown method, negative `top_k`, segments out of order, embeddings missing or not of unit norm.
@@ -68,7 +74,9 @@ def plan_segments(
     plan: list[PlannedSegment] = []
     depths: list[int] = []
     for row in segments:
-        found = () if index is None else memories(segments, index, depths, method=method, top_k=top_k, seed=seed)
+        found: tuple[PlannedMemory, ...] = ()
+        if index is not None:
+            found = memories(segments, index, depths, method=method, top_k=top_k, seed=seed, kernels=kernels)
         depths.append(1 + max((depths[memory.segment] for memory in found), default=0))
         plan.append(
             PlannedSegment(
@@ -84,7 +92,14 @@ def plan_segments(
 
 
 def memories(
-    segments: Sequence[Segment], index: SourceIndex, depths: Sequence[int], *, method: str, top_k: int, seed: int
+    segments: Sequence[Segment],
+    index: SourceIndex,
+    depths: Sequence[int],
+    *,
+    method: str,
+    top_k: int,
+    seed: int,
+    kernels: KernelChoice,
 ) -> tuple[PlannedMemory, ...]:
     """What the next segment remembers, given the depths of all before it."""
     i = len(depths)
@@ -92,7 +107,8 @@ def memories(
     has_previous = i > 0 and segments[i - 1].shot == segments[i].shot
     if has_previous:
         score = index.score(i, i - 1)
-        chosen.append(PlannedMemory(segment=i - 1, role="previous", score=score, kernel=memory_kernel("previous")))
+        kernel = memory_kernel("previous", kernels=kernels)
+        chosen.append(PlannedMemory(segment=i - 1, role="previous", score=score, kernel=kernel))
     if method == "previous" or not top_k:
         return tuple(chosen)
     others = range(i - 1 if has_previous else i)
@@ -104,7 +120,7 @@ def memories(
     else:
         retrieved = random.Random(segment_seed(seed, i)).sample(others, k=min(top_k, len(others)))
     for rank, segment in enumerate(retrieved):
-        kernel = memory_kernel("retrieved", rank)
+        kernel = memory_kernel("retrieved", rank, kernels=kernels)
         score = index.score(i, segment)
         chosen.append(PlannedMemory(segment=segment, role="retrieved", score=score, kernel=kernel))
     return tuple(chosen)

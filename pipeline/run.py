@@ -57,17 +57,19 @@ def run_edit(run: EditRun, progress: Progress) -> RunOutcome:
     Failures of videos are data in the outcome; nothing is raised for them.
 
     Raises:
+        ValueError: for an unknown preset, or memory settings that its network cannot do.
         StoreError: if the workspace cannot be written.
         RunError: if Ray cannot be started, or no worker can be built.
     """
     started = time.time()
     run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
     workspace = Store(run.workspace)
+    presets = {name: resolve_preset(name) for name in {row.preset for row in run.rows}}
+    for preset in presets.values():
+        preset.check_memory(run.memory)
     workspace.check_writable()
     timeline: list[dict[str, Any]] = []
-    edits = [
-        VideoEdit(row=row, preset=resolve_preset(row.preset), folder=workspace / "videos" / row.id) for row in run.rows
-    ]
+    edits = [VideoEdit(row=row, preset=presets[row.preset], folder=workspace / "videos" / row.id) for row in run.rows]
     revision = embedder_revision(run.embedder)
     progress.stage(f"look at {len(edits)} source{'s' * (len(edits) != 1)}")
     failures = identify(edits, workspace, revision)
@@ -133,6 +135,7 @@ def specify(edits: Sequence[VideoEdit], run: EditRun, revision: str) -> None:
             seed=edit.row.seed,
             geometry=SegmentGeometry.of(edit.preset.geometry, size=size),
             retrieval=Retrieval(method=run.method, top_k=run.top_k, slack=SLACK, embedder_revision=revision),
+            memory=run.memory.resolved(edit.preset.sampler),
             shots=SHOT_DETECTION,
         )
         edit.store = edit.folder / "edits" / edit.spec.edit_id
@@ -194,7 +197,9 @@ def dry_run(edits: Sequence[VideoEdit], run: EditRun, workspace: Store) -> str:
 
 def planned(edit: VideoEdit, run: EditRun) -> list[PlannedSegment]:
     assert edit.prepared is not None
-    return plan_segments(edit.prepared.segments, method=run.method, top_k=run.top_k, seed=edit.row.seed)
+    return plan_segments(
+        edit.prepared.segments, method=run.method, top_k=run.top_k, seed=edit.row.seed, kernels=run.memory.kernels
+    )
 
 
 def measured_seconds_per_segment(workspace: Store, edit: VideoEdit) -> float | None:

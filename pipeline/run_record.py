@@ -5,11 +5,12 @@ Plain records and tables; does nothing. `load_run` reads back what an earlier ru
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
 
+from model.memory import MemorySettings
 from pipeline.ledger import AttemptLedger
 from pipeline.manifest import ManifestRow
 from pipeline.plan import Method
@@ -72,6 +73,7 @@ class EditRun:
     size: Literal["source", "model"] = "source"
     top_k: int = 3
     method: Method = "memory"
+    memory: MemorySettings = field(default_factory=MemorySettings)
     max_attempts: int = 3
     max_parallel_per_video: int | None = None
     workers: int | None = None
@@ -153,7 +155,8 @@ class RunOutcome:
 def load_run(workspace: Store, run_id: str) -> EditRun:
     """The settings of an earlier run of this workspace."""
     command = (workspace / "runs" / run_id).read_json("run.json")["command"]
-    return EditRun(**{**command, "rows": tuple(ManifestRow(**row) for row in command["rows"])})
+    rows = tuple(ManifestRow(**row) for row in command["rows"])
+    return EditRun(**{**command, "rows": rows, "memory": MemorySettings(**command.get("memory", {}))})
 
 
 def forget_attempts(workspace: Store, run_id: str, videos: Collection[str]) -> None:

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from model.geometry import Geometry
+from model.memory import MemorySettings
 
-SPEC_VERSION = 2
+SPEC_VERSION = 3
 PREPARE_VERSION = 1
 REMAINDER_RULE = "pad-repeat-last"
 """A segment of illegal length is padded with its last frame and cut again (model/geometry.py)."""
@@ -81,6 +82,7 @@ class EditSpec:
     Attributes:
         preset: its name, for the reader; what it means is in `weights_revision`, `sampler` and `geometry`.
         sampler: num_inference_steps, guidance_scale, shift, … as the preset names them.
+        memory: how memories are tokenized and thinned, resolved: nothing is left to the preset.
     """
 
     source_sha256: str
@@ -91,6 +93,7 @@ class EditSpec:
     seed: int
     geometry: SegmentGeometry
     retrieval: Retrieval
+    memory: MemorySettings
     shots: ShotDetection
     version: int = SPEC_VERSION
 
@@ -121,6 +124,7 @@ class EditSpec:
                 "turns": tuple(Turn(**turn) for turn in value["turns"]),
                 "geometry": SegmentGeometry(**value["geometry"]),
                 "retrieval": Retrieval(**value["retrieval"]),
+                "memory": MemorySettings(**value["memory"]),
                 "shots": ShotDetection(**value["shots"]),
             }
         )

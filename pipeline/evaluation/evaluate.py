@@ -1,28 +1,30 @@
 """The evaluation run: a suite's videos edited by every method on the pipeline's own path, measured, written down.
 
-    draw the suite -> one edit run per method (Ray, one workspace) -> measure every video -> metrics.parquet, report
+    draw the suite -> one edit run per row of `variants.py` (Ray, one workspace) -> measure every video -> metrics.parquet, report
 
 Edits that are done are skipped by the pipeline itself, so an evaluation that was stopped goes on where it was, and a further
 method costs only its own edits. Computes no measure itself.
 """
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import pyarrow as pa
 
 from model.presets import resolve_preset
 from pipeline.evaluation.suite import SuiteVideo, draw_suite
+from pipeline.evaluation.variants import Variant, read_variants
 from pipeline.manifest import ManifestRow
-from pipeline.plan import Method
 from pipeline.progress import Progress
 from pipeline.ray_session import default_workers, ray_session
 from pipeline.run import run_edit
-from pipeline.run_record import EditRun, RunError
+from pipeline.run_record import EditRun, RunError, VideoOutcome
+from retrieval.embed import embedder_revision
 from retrieval.store import Store
 
 METRICS_SCHEMA = pa.schema(
@@ -42,60 +44,95 @@ PREFERRED_SIZE = (64, 64)
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is evaluated. `out` is a local folder; `seed` draws the worlds and the edits."""
+    """What is evaluated. `out` is a local folder; `seed` draws the worlds and the edits; `embedder` is of single frames."""
 
     out: Path
-    preset: str = "tiny"
+    presets: tuple[str, ...] = ("tiny",)
     methods: tuple[str, ...] = ("independent", "previous", "memory")
     videos: int = 32
     seed: int = 0
     suite: Literal["long-edit"] = "long-edit"
     top_k: int = 3
+    embedder: str | None = None
     workers: int | None = None
     address: str = "local"
+    variants: tuple[Variant, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         if self.suite != "long-edit":
             raise ValueError(f"--suite is {self.suite!r}; needs long-edit")
         if self.videos < 1:
             raise ValueError(f"--videos is {self.videos}; needs at least 1")
-        allowed = get_args(Method)
-        for method in self.methods:
-            if method not in allowed:
-                raise ValueError(f"--methods has {method!r}; needs some of {', '.join(allowed)}")
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"--methods is {','.join(self.methods)!r}; needs each method once, and at least one")
+        if not self.presets:
+            raise ValueError("--preset is empty; needs at least one")
+        object.__setattr__(self, "variants", read_variants(self.methods, self.presets))
 
 
-def evaluate(
-    evaluation: Evaluation, progress: Progress
-) -> tuple[list[SuiteVideo], pa.Table, dict[str, dict[str, str]]]:
-    """Do it; the suite's videos, the table that is also in `out/metrics.parquet`, and method -> video -> URL of its edit.
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What came of it.
+
+    Attributes:
+        table: what is also in `out/metrics.parquet`.
+        edits: row of the tables -> video -> URL of its edit.
+        generated: row of the tables -> (segments that were generated this time, seconds that its edit run took).
+    """
+
+    suite: list[SuiteVideo]
+    table: pa.Table
+    edits: dict[str, dict[str, str]]
+    generated: dict[str, tuple[int, float]]
+
+
+def evaluate(evaluation: Evaluation, progress: Progress) -> Evaluated:
+    """Do it.
 
     Raises:
-        ValueError: for an unknown preset.
+        ValueError: for an unknown preset, presets that cannot be compared, or memory settings that one cannot do.
         RunError: if an edit failed; its message says which and why.
     """
-    sizes = resolve_preset(evaluation.preset).geometry.sizes
-    size = PREFERRED_SIZE if PREFERRED_SIZE in sizes else sizes[0]
+    size = common_size(evaluation.variants)
+    if evaluation.embedder is not None:
+        embedder_revision(evaluation.embedder)
     progress.stage(f"render {evaluation.videos} held-out videos")
+    edits: dict[str, dict[str, str]] = {}
+    generated: dict[str, tuple[int, float]] = {}
     with ray_session(evaluation.address, num_workers=evaluation.workers):
         workers = evaluation.workers or default_workers()
         suite = draw_suite(
             evaluation.out / "videos", videos=evaluation.videos, seed=evaluation.seed, size=size, workers=workers
         )
-        edits = {}
-        for method in evaluation.methods:
-            progress.stage(f"method {method}")
-            edits[method] = edit_suite(evaluation, suite, method, progress)
+        for variant in evaluation.variants:
+            progress.stage(f"method {variant.name}")
+            began = time.time()
+            outcomes = edit_suite(evaluation, suite, variant, progress)
+            edits[variant.name] = {video.id: video.edit_url for video in outcomes}
+            generated[variant.name] = sum(video.generated_segments for video in outcomes), time.time() - began
     progress.stage(f"measure {len(suite)} videos")
     table = measure_suite(evaluation, suite, edits, workers=workers)
     Store(str(evaluation.out.absolute())).write_table(METRICS_NAME, table)
-    return suite, table, edits
+    return Evaluated(suite=suite, table=table, edits=edits, generated=generated)
 
 
-def edit_suite(evaluation: Evaluation, suite: Sequence[SuiteVideo], method: str, progress: Progress) -> dict[str, str]:
-    """One edit run; video -> URL of its edit."""
+def common_size(variants: Sequence[Variant]) -> tuple[int, int]:
+    """The size to render at, after a look at whether all presets can do what is asked of them."""
+    presets = {variant.preset: resolve_preset(variant.preset) for variant in variants}
+    for variant in variants:
+        presets[variant.preset].check_memory(variant.settings)
+    lengths = {name: preset.geometry.segment_frames for name, preset in presets.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"--preset has segments of {lengths} frames; needs presets of one length")
+    first, *others = (preset.geometry.sizes for preset in presets.values())
+    sizes = [size for size in first if all(size in sizes for sizes in others)]
+    if not sizes:
+        raise ValueError(f"--preset has {', '.join(presets)}, which have no frame size in common")
+    return PREFERRED_SIZE if PREFERRED_SIZE in sizes else sizes[0]
+
+
+def edit_suite(
+    evaluation: Evaluation, suite: Sequence[SuiteVideo], variant: Variant, progress: Progress
+) -> tuple[VideoOutcome, ...]:
+    """One edit run."""
     rows = tuple(
         ManifestRow(
             line=line,
@@ -103,7 +140,7 @@ def edit_suite(evaluation: Evaluation, suite: Sequence[SuiteVideo], method: str,
             instruction=video.instruction,
             id=video.id,
             seed=evaluation.seed,
-            preset=evaluation.preset,
+            preset=variant.preset,
         )
         for line, video in enumerate(suite, start=1)
     )
@@ -111,7 +148,8 @@ def edit_suite(evaluation: Evaluation, suite: Sequence[SuiteVideo], method: str,
         workspace=str((evaluation.out / "workspace").absolute()),
         rows=rows,
         size="model",
-        method=method,  # type: ignore[arg-type]
+        method=variant.method,
+        memory=variant.settings,
         top_k=evaluation.top_k,
         workers=evaluation.workers,
         address=evaluation.address,
@@ -119,21 +157,26 @@ def edit_suite(evaluation: Evaluation, suite: Sequence[SuiteVideo], method: str,
     outcome = run_edit(run, progress)
     failed = [video for video in outcome.videos if video.status not in ("done", "skipped")]
     if failed:
-        raise RunError(f"{len(failed)} of {len(suite)} edits failed; {failed[0].id}: {failed[0].error}")
-    return {video.id: video.edit_url for video in outcome.videos}
+        raise RunError(
+            f"{len(failed)} of {len(suite)} edits by {variant.name} failed; {failed[0].id}: {failed[0].error}"
+        )
+    return outcome.videos
 
 
 def measure_suite(
     evaluation: Evaluation, suite: Sequence[SuiteVideo], edits: dict[str, dict[str, str]], *, workers: int
 ) -> pa.Table:
-    tasks = [(video, {method: edits[method][video.id] for method in edits}, evaluation.seed) for video in suite]
+    tasks = [
+        (video, {name: urls[video.id] for name, urls in edits.items()}, evaluation.seed, evaluation.embedder)
+        for video in suite
+    ]
     with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
         rows = [row for found in pool.map(_measure, tasks) for row in found]
     return pa.Table.from_pylist(rows, schema=METRICS_SCHEMA)
 
 
-def _measure(task: tuple[SuiteVideo, dict[str, str], int]) -> list[dict]:
+def _measure(task: tuple[SuiteVideo, dict[str, str], int, str | None]) -> list[dict]:
     from pipeline.evaluation.measures import measure_video
 
-    video, edits, seed = task
-    return [asdict(row) for row in measure_video(video, edits, seed=seed)]
+    video, edits, seed, embedder = task
+    return [asdict(row) for row in measure_video(video, edits, seed=seed, embedder=embedder)]

@@ -2,34 +2,43 @@
 
     edit_error          mean absolute difference from the truth over the pixels that the edit changes, in segments that see them
     preservation_error  mean absolute difference from the source outside those pixels (not for restyles, which change all)
-    consistency_error   colour of the followed object, RGB distance (0 to 1.73) from the FIRST segment that sees it; `gap` is how
-                        many segments before this one did not see it
-    psnr_db             of all pixels against the truth
+    consistency_error   how far what was edited is from its FIRST segment, an RGB distance (0 to 1.73)
+                        of an object: its mean colour, from that in the first segment that sees it. What is added (a hat) is
+                        looked at where the truth has it, so one that is missing, elsewhere or of another shape shows as colour
+                        of a restyle: its colour map (`style.py`), from the first segment's, over this segment's source pixels
+    psnr_db, ssim       of all pixels against the truth
     flicker             mean absolute difference between the change from frame to frame and that of the truth, cuts left out
-    flops, seconds      of generating the segment, all steps (counted by torch; the worker's clock)
+    clip_f              mean cosine of the image embeddings of consecutive frames (0 to 1), cuts left out; where an embedder is named
+    flops, seconds      of generating the segment, all steps (counted by torch, all memories encoded anew; the worker's clock)
 
-Values are in [0, 1] where nothing else is said. Two rows are in every table so that a measure which rewards doing nothing is
-seen: "do-nothing" is the source through the codec, "truth" is the rendered edit. What consistency error is left in
-the truth is light and viewpoint, which no method can remove.
+`gap` of a consistency error is how many segments before this one did not see the followed object; none for a segment of a
+restyle that does not see it. Values are in [0, 1] where nothing else is said. Two rows are in every table so that a measure
+which rewards doing nothing is seen: "do-nothing" is the source through the codec, "truth" is the rendered edit. What
+consistency error is left in the truth no method can remove: light and viewpoint of an object, and a style's curve, which an affine
+map of other colours only approaches.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.memory import Kernel, MemoryRole, MemorySettings
 from model.presets import load_editor
 from model.training.worlds import edited_attribute
 from model.types import Editor, EditRequest, MemoryVideo
-from pipeline.evaluation.suite import MIN_VISIBLE_SHARE, SuiteVideo, truth_of
+from pipeline.evaluation.ssim import ssim
+from pipeline.evaluation.style import fit_style, style_distance
+from pipeline.evaluation.suite import MIN_VISIBLE_SHARE, WHOLE_FRAME_TASKS, SuiteVideo, load_truth
 from pipeline.stages.context import EditContext, load_context
-from pipeline.stages.edit import encode_source
 from pipeline.video.io import decode_span
+from retrieval.embed import Embedder, load_embedder
 from retrieval.latents import LatentLRU
 from retrieval.schema import PlannedSegment
 
@@ -59,43 +68,48 @@ class Frames:
     target: Bool[Tensor, "T h w"]
 
 
-def measure_video(video: SuiteVideo, edits: Mapping[str, str], *, seed: int) -> list[Row]:
+def measure_video(video: SuiteVideo, edits: Mapping[str, str], *, seed: int, embedder: str | None = None) -> list[Row]:
     """All measures of all methods of one video, and of the two references.
 
     Args:
         edits: URL of the edit's folder by method; the latents are decoded, no file is.
+        embedder: of single frames, for `clip_f`; see `retrieval.embed`.
     """
     torch.set_num_threads(1)
-    contexts = {method: load_context(url, lru=LatentLRU(0)) for method, url in edits.items()}
+    contexts = contexts_of(edits)
     context = next(iter(contexts.values()))
-    editor = editor_of(context.preset)
-    plan = context.plan
     known = frames_of(video, context)
+    videos = {method: edited_frames(edit) for method, edit in contexts.items()}
+    videos |= {"do-nothing": edited_frames(context, name="source"), "truth": known.truth}
     rows: list[Row] = []
+    for method, edited in videos.items():
+        found = measure(video, method, seed, context.plan, known, edited)
+        if embedder is not None:
+            found += frame_consistency(video, method, seed, context.plan, edited, embedder_of(embedder))
+        rows += found
     for method, edit in contexts.items():
-        rows += measure(video, method, seed, plan, known, edited_frames(edit, editor))
+        settings = replace(edit.spec.memory, kernels="dynamic", has_source=True)  # neither of them adds to the layout
         for segment in edit.plan:
-            figures = {
-                "flops": edit_flops(context.preset, tuple((m.role, m.kernel) for m in segment.memory), context.size)
-            }
+            layout = tuple((memory.role, memory.kernel) for memory in segment.memory)
+            figures = {"flops": float(edit_flops(edit.preset, settings, layout, edit.size))}
             if timings := edit.latents.record(segment.segment).get("timings"):
-                figures["seconds"] = timings["generate_s"]
+                figures["seconds"] = float(timings["generate_s"])
             for metric, value in figures.items():
-                rows.append(
-                    Row(
-                        method=method,
-                        seed=seed,
-                        video=video.id,
-                        segment=segment.segment,
-                        gap=None,
-                        metric=metric,
-                        value=float(value),
-                    )
-                )
-    through_codec = [editor.decode(encode_source(context, editor, segment)) for segment in plan]
-    rows += measure(video, "do-nothing", seed, plan, known, joined(plan, through_codec))
-    rows += measure(video, "truth", seed, plan, known, known.truth)
+                rows.append(row_of(video, method, seed, segment, metric, value))
     return rows
+
+
+def row_of(
+    video: SuiteVideo,
+    method: str,
+    seed: int,
+    segment: PlannedSegment,
+    metric: str,
+    value: float,
+    *,
+    gap: int | None = None,
+) -> Row:
+    return Row(method=method, seed=seed, video=video.id, segment=segment.segment, gap=gap, metric=metric, value=value)
 
 
 @cache
@@ -103,29 +117,31 @@ def editor_of(preset: str) -> Editor:
     return load_editor(preset)
 
 
-def edited_frames(edit: EditContext, editor: Editor) -> Float[Tensor, "T h w 3"]:
-    """An edit's frames, decoded from its committed latents."""
-    parts = [editor.decode(edit.latents.get(row.segment, names=("edited",))["edited"]) for row in edit.plan]
-    return joined(edit.plan, parts)
+@cache
+def embedder_of(name: str) -> Embedder:
+    return load_embedder(name)
 
 
-def joined(plan: Sequence[PlannedSegment], parts: Sequence[Tensor]) -> Tensor:
-    """Frames of all segments; what was padded for the editor is cut."""
-    return torch.cat([part[: row.num_frames] for row, part in zip(plan, parts, strict=True)]).clamp(0, 1)
+def contexts_of(edits: Mapping[str, str]) -> dict[str, EditContext]:
+    return {method: load_context(url, lru=LatentLRU(0)) for method, url in edits.items()}
+
+
+def edited_frames(edit: EditContext, *, name: str = "edited") -> Float[Tensor, "T h w 3"]:
+    """An edit's frames, decoded from its committed latents; what was padded for the editor is cut."""
+    editor = editor_of(edit.preset)
+    parts = [editor.decode(edit.latents.get(row.segment, names=(name,))[name])[: row.num_frames] for row in edit.plan]
+    return torch.cat(parts).clamp(0, 1)
 
 
 def frames_of(video: SuiteVideo, context: EditContext) -> Frames:
-    source, truths = [], []
-    for segment in context.plan:
-        start, end = segment.start_frame, segment.end_frame
-        frames = decode_span(context.source_uri, context.inspection, start, end, size=context.size)
-        source.append(torch.from_numpy(frames).float() / 255)
-        truths.append(truth_of(video, start, end))
+    """The source as the editor saw it, and the truth."""
+    source = decode_span(context.source_uri, context.inspection, 0, video.num_frames, size=context.size)
+    truth = load_truth(video)
     return Frames(
-        source=torch.cat(source),
-        truth=torch.cat([truth.edited for truth in truths]),
-        mask=torch.cat([truth.mask for truth in truths]),
-        target=torch.cat([truth.target for truth in truths]),
+        source=torch.from_numpy(source).float() / 255,
+        truth=truth.edited.float() / 255,
+        mask=truth.mask,
+        target=truth.target,
     )
 
 
@@ -137,8 +153,9 @@ def measure(
     known: Frames,
     edited: Float[Tensor, "T h w 3"],
 ) -> list[Row]:
-    """Rows of one method."""
+    """Rows of one method that need nothing but its frames."""
     rows: list[Row] = []
+    is_whole_frame = video.task in WHOLE_FRAME_TASKS
     first: Tensor | None = None
     last_seen = -1
     change = ((edited[1:] - edited[:-1]) - (known.truth[1:] - known.truth[:-1])).abs().mean((1, 2, 3))
@@ -147,42 +164,69 @@ def measure(
         frames, truth, source = edited[part], known.truth[part], known.source[part]
         mask, target = known.mask[part], known.target[part]
 
-        def add(metric: str, value: float, *, gap: int | None = None, number: int = segment.segment) -> None:
-            rows.append(
-                Row(method=method, seed=seed, video=video.id, segment=number, gap=gap, metric=metric, value=value)
-            )
+        def add(metric: str, value: float | Tensor, gap: int | None = None, at: PlannedSegment = segment) -> None:
+            rows.append(row_of(video, method, seed, at, metric, float(value), gap=gap))
 
         if float(mask.float().mean()) > MIN_VISIBLE_SHARE:
-            add("edit_error", float((frames - truth).abs()[mask].mean()))
-        if video.task != "restyle":
-            add("preservation_error", float((frames - source).abs()[~mask].mean()))
+            add("edit_error", (frames - truth).abs()[mask].mean())
+        if not is_whole_frame:
+            add("preservation_error", (frames - source).abs()[~mask].mean())
         add("psnr_db", -10 * math.log10(float((frames - truth).square().mean()) + 1e-10))
-        # A change belongs to its later frame; the one over a cut is no flicker.
-        is_cut = not segment.segment or plan[segment.segment - 1].shot != segment.shot
-        steps = change[max(0, segment.start_frame - 1 + is_cut) : segment.end_frame - 1]
+        add("ssim", ssim(frames, truth).mean())
+        steps = change[steps_within(plan, segment)]
         if len(steps):
-            add("flicker", float(steps.mean()))
-        if float(target.float().mean()) > MIN_VISIBLE_SHARE:
-            colour = edited_attribute(frames, target)
+            add("flicker", steps.mean())
+        is_seen = float(target.float().mean()) > MIN_VISIBLE_SHARE
+        gap = segment.segment - last_seen - 1 if is_seen and last_seen >= 0 else None
+        if is_seen or is_whole_frame:
+            look = fit_style(source, frames) if is_whole_frame else edited_attribute(frames, target)
             if first is None:
-                first = colour
+                first = look
+            elif is_whole_frame:
+                add("consistency_error", style_distance(look, first, source), gap)
             else:
-                gap = segment.segment - last_seen - 1
-                add("consistency_error", float(torch.linalg.vector_norm(colour - first)), gap=gap)
+                add("consistency_error", torch.linalg.vector_norm(look - first), gap)
+        if is_seen:
             last_seen = segment.segment
     return rows
 
 
+def frame_consistency(
+    video: SuiteVideo,
+    method: str,
+    seed: int,
+    plan: Sequence[PlannedSegment],
+    edited: Float[Tensor, "T h w 3"],
+    embedder: Embedder,
+) -> list[Row]:
+    """`clip_f` of every segment."""
+    features = embedder.frame_features((edited * 255).round().to(torch.uint8).numpy())
+    cosines = np.sum(features[1:] * features[:-1], axis=1)
+    return [
+        row_of(video, method, seed, segment, "clip_f", float(steps.mean()))
+        for segment in plan
+        if len(steps := cosines[steps_within(plan, segment)])
+    ]
+
+
+def steps_within(plan: Sequence[PlannedSegment], segment: PlannedSegment) -> slice:
+    """Of the steps from frame to frame those of a segment: a step belongs to its later frame; one over a cut to none."""
+    is_cut = not segment.segment or plan[segment.segment - 1].shot != segment.shot
+    return slice(max(0, segment.start_frame - 1 + is_cut), segment.end_frame - 1)
+
+
 @cache
-def edit_flops(preset: str, layout: tuple[tuple[str, tuple[int, int, int]], ...], size: tuple[int, int]) -> int:
-    """Counted by torch while a segment with memories of these (role, kernel) is edited."""
+def edit_flops(
+    preset: str, settings: MemorySettings, layout: tuple[tuple[MemoryRole, Kernel], ...], size: tuple[int, int]
+) -> int:
+    """Counted by torch while a segment with memories of these (role, kernel) is edited; they are noise, so that none of them is
+    found encoded already."""
     editor = editor_of(preset)
     height, width = size
     latent = editor.encode(torch.zeros(editor.geometry.segment_frames, height, width, 3, dtype=torch.uint8))
     memory = tuple(
-        MemoryVideo(role=role, kernel=kernel, edited=latent, source=latent)  # type: ignore[arg-type]
-        for role, kernel in layout
+        MemoryVideo(role=role, kernel=kernel, edited=torch.randn_like(latent), source=latent) for role, kernel in layout
     )
     with FlopCounterMode(display=False) as counter:
-        editor.edit(EditRequest(instruction="make it red", source=latent, memory=memory, seed=0))
+        editor.edit(EditRequest(instruction="make it red", source=latent, memory=memory, seed=0, settings=settings))
     return counter.get_total_flops()

@@ -10,9 +10,18 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from pipeline.evaluation.evaluate import Evaluation
+from pipeline.evaluation.evaluate import Evaluated, Evaluation
 from pipeline.evaluation.suite import LONG_SEGMENTS, MIN_VISIBLE_SHARE, SuiteVideo
-from pipeline.evaluation.tables import GAP_BINS, by_gap, main_table, mean_interval, per_video, ratio_table
+from pipeline.evaluation.tables import (
+    GAP_BINS,
+    by_gap,
+    difference_table,
+    main_table,
+    mean_interval,
+    per_video,
+    ratio_table,
+)
+from pipeline.evaluation.variants import REFERENCE
 
 NUM_STRIPS = 8
 STRIP_COLUMNS = 8
@@ -30,36 +39,42 @@ class Strip:
     rows: tuple[str, ...]
 
 
-def write_evaluation_report(
-    evaluation: Evaluation,
-    suite: Sequence[SuiteVideo],
-    table: pa.Table,
-    edits: Mapping[str, Mapping[str, str]],
-    *,
-    provenance: str,
-) -> Path:
+def write_evaluation_report(evaluation: Evaluation, evaluated: Evaluated, *, provenance: str) -> Path:
     """Write everything into `evaluation.out`; returns report.html."""
-    out, methods = evaluation.out, (*evaluation.methods, "do-nothing", "truth")
-    tasks = {video.id: video.task for video in suite}
-    main = main_table(table, methods, seed=evaluation.seed)
-    ratios = ratio_table(table, evaluation.methods, tasks, seed=evaluation.seed)
-    gaps = by_gap(table, methods, seed=evaluation.seed)
+    out, suite, table, seed = evaluation.out, evaluated.suite, evaluated.table, evaluation.seed
+    edited = tuple(variant.name for variant in evaluation.variants)
+    methods = (*edited, "do-nothing", "truth")
+    tables = {
+        "Means over videos, with 95 % bootstrap intervals; lower is better but for psnr_db, ssim and clip_f": main_table(
+            table, methods, seed=seed
+        )
+    }
+    if REFERENCE in edited and len(edited) > 1:
+        tasks = {video.id: video.task for video in suite}
+        tables["How many times lower the consistency error is with memory (number of videos)"] = ratio_table(
+            table, edited, tasks, seed=seed
+        )
+        tables["Differences, by videos"] = difference_table(table, edited, seed=seed)
+    gaps = by_gap(table, methods, seed=seed)
     plots = [
         plot_gaps(gaps, out / "consistency_by_gap.png"),
         plot_metrics(table, methods, out / "metrics.png", evaluation),
     ]
-    strips = [write_strip(video, edits, out) for video in suite[:NUM_STRIPS]]
+    strips = [write_strip(video, evaluated.edits, out) for video in suite[:NUM_STRIPS]]
     long = sum(video.num_segments == LONG_SEGMENTS for video in suite)
     intro = (
-        f"Suite {evaluation.suite}, seed {evaluation.seed}: {len(suite)} held-out rendered videos, {long} of them over 900 frames. "
-        f"Preset `{evaluation.preset}`, top-k {evaluation.top_k}. {provenance} What is measured stands at the head of "
-        "`pipeline/evaluation/measures.py`; lower is better but for psnr_db. Means over videos, 95 % bootstrap intervals."
+        f"Suite {evaluation.suite}, seed {seed}: {len(suite)} held-out rendered videos, {long} of them over 900 frames. "
+        f"Preset {', '.join(evaluation.presets)}, top-k {evaluation.top_k}. {provenance} {times(evaluated)} What is "
+        "measured stands at the head of `pipeline/evaluation/measures.py`."
     )
+    embedder = f" --frame-embedder {evaluation.embedder}" if evaluation.embedder else ""
     command = (
-        f"memory-v2v evaluate --suite {evaluation.suite} --preset {evaluation.preset} --methods "
-        f"{','.join(evaluation.methods)} --videos {evaluation.videos} --seed {evaluation.seed} --out DIR"
+        f"memory-v2v evaluate --suite {evaluation.suite} --preset {','.join(evaluation.presets)} --methods "
+        f"{','.join(evaluation.methods)} --videos {evaluation.videos} --seed {seed} --top-k {evaluation.top_k}{embedder} --out DIR"
     )
-    markdown = ["# Evaluation", "", intro, "", f"    {command}", "", *main, "", *ratios, ""]
+    markdown = ["# Evaluation", "", intro, "", f"    {command}", ""]
+    for title, lines in tables.items():
+        markdown += [f"{title}:", "", *lines, ""]
     markdown += [f"![{path.stem}]({path.name})" for path in plots]
     for strip in strips:
         markdown += [
@@ -69,26 +84,37 @@ def write_evaluation_report(
         markdown += ["", f"![{strip.video.id}]({strip.path.relative_to(out)})"]
     (out / "report.md").write_text("\n".join(markdown) + "\n")
     page = out / "report.html"
-    page.write_text(html_page(intro, command, [main, ratios], plots, strips))
+    page.write_text(html_page(intro, command, tables, plots, strips))
     return page
+
+
+def times(evaluated: Evaluated) -> str:
+    """How long the edits of this run took; what was edited before is not spoken of."""
+    found = [
+        f"{name} {seconds:.0f} s ({segments} segments)"
+        for name, (segments, seconds) in evaluated.generated.items()
+        if segments
+    ]
+    return f"Edited in: {', '.join(found)}." if found else ""
 
 
 def plot_gaps(gaps: Mapping[str, Sequence[tuple[float, float, float] | None]], path: Path) -> Path:
     figure, axes = new_figure()
+    axes.set_prop_cycle(color=colours(len(gaps)))
     places = np.arange(len(GAP_BINS))
     for number, (method, bins) in enumerate(gaps.items()):
         known = [i for i, found in enumerate(bins) if found]
         points = np.array([bins[i] for i in known], dtype=float).reshape(-1, 3)
         spread = (points[:, :1] - points[:, 1:]).T * np.array([[1], [-1]])
-        shift = 0.06 * (number - len(gaps) / 2)
+        shift = 0.6 * ((number + 0.5) / len(gaps) - 0.5)
         axes.errorbar(
-            places[known] + shift, points[:, 0], yerr=np.maximum(spread, 0), marker="o", capsize=3, label=method
+            places[known] + shift, points[:, 0], yerr=np.maximum(spread, 0), marker="o", ls="", capsize=3, label=method
         )
     axes.set_xticks(places, [f"{low}" if low == high else f"{low} to {high}" for low, high in GAP_BINS])
     axes.set_xlabel("segments the object was away")
     axes.set_ylabel("consistency error (RGB distance)")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
     return path
 
@@ -100,11 +126,17 @@ def plot_metrics(table: pa.Table, methods: Sequence[str], path: Path, evaluation
         for place, method in enumerate(methods):
             if found := values.get(method):
                 mean, low, high = mean_interval(list(found.values()), seed=evaluation.seed)
-                axes.bar(place, mean, yerr=[[mean - low], [high - mean]], capsize=3)
-        axes.set_xticks(range(len(methods)), methods, rotation=60, ha="right")
+                axes.bar(place, mean, yerr=[[mean - low], [high - mean]], capsize=3, color=colours(len(methods))[place])
+        axes.set_xticks(range(len(methods)), methods, rotation=60, ha="right", fontsize=7)
         axes.set_title(metric, fontsize=10)
     figure.savefig(path, dpi=110)
     return path
+
+
+def colours(count: int) -> list[tuple[float, float, float]]:
+    from matplotlib import colormaps
+
+    return [colormaps["tab20"](2 * i % 20 + i // 10 % 2)[:3] for i in range(count)]
 
 
 def new_figure(*, columns: int = 1):  # type: ignore[no-untyped-def]  # matplotlib's own types, imported late
@@ -118,16 +150,13 @@ def write_strip(video: SuiteVideo, edits: Mapping[str, Mapping[str, str]], out: 
     """Rows: source, truth, every method. Columns: segments that see the object, each where it sees most of it."""
     import torch
 
-    from pipeline.evaluation.measures import edited_frames, editor_of, frames_of
-    from pipeline.stages.context import load_context
-    from retrieval.latents import LatentLRU
+    from pipeline.evaluation.measures import contexts_of, edited_frames, frames_of
 
-    contexts = {method: load_context(urls[video.id], lru=LatentLRU(0)) for method, urls in edits.items()}
+    contexts = contexts_of({method: urls[video.id] for method, urls in edits.items()})
     context = next(iter(contexts.values()))
-    editor, plan, known = editor_of(context.preset), context.plan, frames_of(video, context)
+    plan, known = context.plan, frames_of(video, context)
     videos = {"source": known.source, "truth": known.truth}
-    for method, edit in contexts.items():
-        videos[method] = edited_frames(edit, editor)
+    videos |= {method: edited_frames(edit) for method, edit in contexts.items()}
     seen = known.target.float().mean((1, 2))
     best = [
         segment.start_frame + int(seen[segment.start_frame : segment.end_frame].argmax())
@@ -146,10 +175,10 @@ def write_strip(video: SuiteVideo, edits: Mapping[str, Mapping[str, str]], out: 
 
 
 def html_page(
-    intro: str, command: str, tables: Sequence[Sequence[str]], plots: Sequence[Path], strips: Sequence[Strip]
+    intro: str, command: str, tables: Mapping[str, Sequence[str]], plots: Sequence[Path], strips: Sequence[Strip]
 ) -> str:
     parts = [f"<h1>Evaluation</h1><p>{html.escape(intro)}</p><pre>{html.escape(command)}</pre>"]
-    parts += [html_table(table) for table in tables]
+    parts += [f"<p>{html.escape(title)}:</p>{html_table(lines)}" for title, lines in tables.items()]
     parts += [picture(path) for path in plots]
     for strip in strips:
         parts.append(

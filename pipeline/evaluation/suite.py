@@ -1,11 +1,12 @@
 """The suite "long-edit": held-out rendered videos whose object leaves the view and returns, as files the pipeline edits.
 
 Every video is a world of the "heldout" split, drawn from the suite's seed; one in four has more than 900 frames. What its edit
-leaves open (the tone within the named colour, the hat's shape, the style's tint) only memory can keep. The truth of any
-span is rendered when it is asked for. Knows nothing of edits or measures.
+leaves open (the tone within the named colour, the hat's shape, the style's tint) only memory can keep. A world is rendered
+once, and its truth kept beside the video. Knows nothing of edits or measures.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
     from model.training.worlds import World
 
 TASKS = ("recolour", "recolour", "hat", "restyle")
+WHOLE_FRAME_TASKS = ("restyle",)
+"""Those that change every pixel; the others change an object."""
+SEGMENT_FRAMES = 17
 SHORT_SEGMENTS, LONG_SEGMENTS = 14, 54
-"""Of 17 frames: 238 and 918 frames."""
+"""Of `SEGMENT_FRAMES`: 238 and 918 frames."""
 LONG_EVERY = 4
 ABSENCE_SEGMENTS = {SHORT_SEGMENTS: (3.5, 5.0), LONG_SEGMENTS: (8.0, 20.0)}
 PRESENCE_FRAMES = {SHORT_SEGMENTS: (20, 40), LONG_SEGMENTS: (30, 60)}
@@ -55,12 +59,21 @@ class SuiteVideo:
     instruction: str
     path: str
 
+    @property
+    def num_frames(self) -> int:
+        return self.num_segments * SEGMENT_FRAMES
+
+    @property
+    def truth_path(self) -> Path:
+        return Path(self.path).with_suffix(".truth.npz")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """What is known of a span of frames. `mask` is where the edit changes the picture, `target` the object that is followed
-    (the same as `mask` but for restyles, which change everything)."""
+    """What is known of a span of frames: source and edited uint8 [t, h, w, 3], masks [t, h, w]. `mask` is where the edit
+    changes the picture, `target` the object that is followed (the same as `mask` but for restyles, which change everything)."""
 
+    source: "Tensor"
     edited: "Tensor"
     mask: "Tensor"
     target: "Tensor"
@@ -81,9 +94,10 @@ def _draw_video(task: tuple[str, int, int, tuple[int, int]]) -> SuiteVideo:
     folder, number, seed, size = Path(task[0]), *task[1:]
     name = f"s{seed}-v{number:03d}-{size[0]}x{size[1]}"
     path, description = folder / f"{name}.mp4", folder / f"{name}.json"
-    if description.exists():  # written last
+    if description.exists() and path.with_suffix(".truth.npz").exists():  # written last
         found = json.loads(description.read_text())
         return SuiteVideo(**{**found, "size": tuple(found["size"])})
+    description.unlink(missing_ok=True)
     num_segments = LONG_SEGMENTS if number % LONG_EVERY == LONG_EVERY - 1 else SHORT_SEGMENTS
     video = SuiteVideo(
         id=name, world_seed=0, task=TASKS[(number + number // 4) % 4], num_segments=num_segments, size=size,
@@ -92,44 +106,51 @@ def _draw_video(task: tuple[str, int, int, tuple[int, int]]) -> SuiteVideo:
     first = SEEDS_PER_VIDEO * (1000 * (seed + 1) + number)
     for world_seed in range(first, first + SEEDS_PER_VIDEO):
         video = replace(video, world_seed=world_seed)
-        if returns(visits(video)):
+        truth = truth_of(video, 0, video.num_frames)
+        if returns(visits(truth.target)):
             break
     else:
         raise RuntimeError(f"none of {SEEDS_PER_VIDEO} worlds from seed {first} has a target that leaves and returns")
     video = replace(video, instruction=world_of(video).instruction)
-    write_video(path, (frame for start in spans(video) for frame in source_frames(video, *start)), FPS, crf=CRF)
+    write_video(path, iter(truth.source.numpy()), FPS, crf=CRF)
+    keep_truth(video, truth)
     description.write_text(json.dumps(asdict(video)))
     return video
 
 
+def keep_truth(video: SuiteVideo, truth: Truth) -> None:
+    mask, target = (np.packbits(pixels.numpy()) for pixels in (truth.mask, truth.target))
+    np.savez(video.truth_path, source=truth.source.numpy(), edited=truth.edited.numpy(), mask=mask, target=target)
+
+
+def load_truth(video: SuiteVideo) -> Truth:
+    """Of all frames, as it was rendered when the suite was drawn."""
+    import torch
+
+    shape = (video.num_frames, *video.size)
+    with np.load(video.truth_path) as found:
+        masks = {
+            name: torch.from_numpy(np.unpackbits(found[name], count=math.prod(shape)).reshape(shape)).bool()
+            for name in ("mask", "target")
+        }
+        return Truth(source=torch.from_numpy(found["source"]), edited=torch.from_numpy(found["edited"]), **masks)
+
+
 def world_of(video: SuiteVideo) -> "World":
-    from model.training.worlds import SEGMENT_FRAMES, make_world
+    from model.training.worlds import make_world
 
     return make_world(
         video.world_seed,
         split="heldout",
-        num_frames=video.num_segments * SEGMENT_FRAMES,
+        num_frames=video.num_frames,
         task=video.task,  # type: ignore[arg-type]
         absence_segments=ABSENCE_SEGMENTS[video.num_segments],
         presence_frames=PRESENCE_FRAMES[video.num_segments],
     )
 
 
-def spans(video: SuiteVideo) -> list[tuple[int, int]]:
-    """Runs of 17 frames, whatever the cuts: only to render by."""
-    from model.training.worlds import SEGMENT_FRAMES
-
-    return [(SEGMENT_FRAMES * i, SEGMENT_FRAMES * (i + 1)) for i in range(video.num_segments)]
-
-
-def source_frames(video: SuiteVideo, start: int, end: int) -> np.ndarray:
-    from model.training.worlds import render
-
-    return render(world_of(video), start, end, size=video.size).source.numpy()
-
-
 def truth_of(video: SuiteVideo, start: int, end: int) -> Truth:
-    """Truth of frames `[start, end)`: `edited` [t, h, w, 3] in [0, 1], masks [t, h, w]."""
+    """Truth of frames `[start, end)`, rendered."""
     from model.training.edits import Edit
     from model.training.worlds import render
 
@@ -139,16 +160,16 @@ def truth_of(video: SuiteVideo, start: int, end: int) -> Truth:
     if world.task == "restyle":
         marker = replace(world, edit=Edit(task="recolour", target=0, colour=(1.0, 1.0, 1.0)))
         target = render(marker, start, end, size=video.size).mask
-    return Truth(edited=frames.edited.float() / 255, mask=frames.mask, target=target)
+    return Truth(source=frames.source, edited=frames.edited, mask=frames.mask, target=target)
 
 
-def visits(video: SuiteVideo) -> list[int]:
-    """Runs of `spans` that see the target."""
-    found = []
-    for number, (start, end) in enumerate(spans(video)):
-        if float(truth_of(video, start, end).target.float().mean()) > MIN_VISIBLE_SHARE:
-            found.append(number)
-    return found
+def visits(target: "Tensor") -> list[int]:
+    """Runs of `SEGMENT_FRAMES` frames, whatever the cuts, that see the target."""
+    return [
+        number
+        for number, part in enumerate(target.split(SEGMENT_FRAMES))
+        if float(part.float().mean()) > MIN_VISIBLE_SHARE
+    ]
 
 
 def returns(seen: Sequence[int]) -> list[int]:

@@ -87,6 +87,7 @@ def edit_segment(
             source=source,
             memory=memory,
             seed=segment.seed,
+            settings=context.spec.memory,
             state=load_state(context, segment),
         )
     )

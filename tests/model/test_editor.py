@@ -1,18 +1,20 @@
 """The bundled editor: real weights, real sampling, rendered worlds it was not trained on."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from model.editor import EncodedLRU, MemoryEditor
-from model.memory import memory_kernel
+from model.memory import MemorySettings, memory_kernel
 from model.presets import load_editor, resolve_preset
 from model.training.worlds import edited_attribute, make_world, render
 from model.transformer import MemoryTransformer3DModel
 from model.types import EditRequest, MemoryVideo
 from model.weights import load_strictly, load_transformer
+from tests.presets import write_random_preset
 
 INSTRUCTION = "turn the pink ball green"
 
@@ -47,6 +49,40 @@ def test_result_is_a_function_of_the_request(editor: MemoryEditor, source: Tenso
     assert not torch.equal(edit(2), first)
     assert not torch.equal(edit(1, memory=memory[:1]), first)
     assert not torch.equal(edit(1, instruction="make it foggy"), first)
+
+
+def test_settings_reach_the_network(source: Tensor, tmp_path: Path) -> None:
+    """Each gives another result; the source channel is hidden as zeros; the defaults are what was without them."""
+    editor = load_editor(write_random_preset(tmp_path / "merging", merging_blocks=(1, 2)))
+    memory = (memory_of(source + 0.1, source, "previous"), memory_of(source - 0.1, source, "retrieved"))
+
+    def edit(memory: tuple[MemoryVideo, ...] = memory, **settings: object) -> Tensor:
+        request = EditRequest(instruction=INSTRUCTION, source=source, memory=memory, seed=1)
+        return editor.edit(replace(request, settings=MemorySettings(**settings)) if settings else request).latent
+
+    plain = edit()
+    assert torch.equal(edit(kernels="fine", merging="off"), plain), "kernels come with the memories"
+    found = [plain, edit(has_source=False)]
+    for merging in ("merge-low", "merge-high", "discard-low", "discard-high"):
+        found += [edit(merging=merging, merging_share=share) for share in (0.4, 0.6)]
+    for number, one in enumerate(found):
+        assert not any(torch.equal(one, other) for other in found[:number])
+    assert torch.equal(edit(merging="merge-low", merging_share=0.4, has_source=True), found[2])
+    blind = tuple(replace(item, source=torch.zeros_like(source)) for item in memory)
+    assert torch.equal(edit(has_source=False), edit(blind))
+    assert torch.equal(edit(memory=(), merging="discard-low"), edit(memory=()))
+
+
+def test_merging_is_refused_where_the_network_cannot(tmp_path: Path) -> None:
+    merging = MemorySettings(merging="discard-low")
+    resolve_preset(write_random_preset(tmp_path / "merging", merging_blocks=(1, 2))).check_memory(merging)
+    plain = resolve_preset(write_random_preset(tmp_path / "plain"))
+    with pytest.raises(ValueError, match="merging is 'discard-low'; preset 'plain' was trained without merging"):
+        plain.check_memory(merging)
+    plain.check_memory(MemorySettings(kernels="coarse", merging="off", has_source=False))
+    isolated = resolve_preset(write_random_preset(tmp_path / "isolated", memory_attention="isolated"))
+    with pytest.raises(ValueError, match="merging is 'discard-low'; preset 'isolated' has isolated memory"):
+        isolated.check_memory(merging)
 
 
 def test_kept_memories_only_save_time(editor: MemoryEditor, source: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ def test_a_frame_that_nobody_asks_for_responds_least() -> None:
     assert min(scores[0, :2]) > 0.9
 
 
-@pytest.mark.parametrize("mode", ["merge_low", "merge_high", "discard_low", "discard_high"])
+@pytest.mark.parametrize("mode", ["merge-low", "merge-high", "discard-low", "discard-high"])
 @torch.no_grad()
 def test_every_sample_thins_its_own_frames_and_shapes_are_fixed(mode: str) -> None:
     group = concatenate([video(0, (2, 2), frames=2), video(1, (4, 6), frames=4), video(2, (3, 1), frames=2)])
@@ -103,7 +103,7 @@ def test_merging_nothing_changes_nothing_and_merging_changes_something(network: 
     torch.testing.assert_close(none, plain, rtol=0, atol=1e-6)
     results = [
         network(*inputs(), memory=memories(), merging=Merging(share=0.67, mode=mode)).sample
-        for mode in ("merge_low", "merge_high", "discard_low", "discard_high")
+        for mode in ("merge-low", "merge-high", "discard-low", "discard-high")
     ]
     for number, result in enumerate([plain, *results]):
         for other in results[number:]:
@@ -128,7 +128,7 @@ def test_samples_do_not_mix_and_the_order_of_memories_does_not_matter(network: M
 def test_discarding_all_before_the_first_block_is_having_no_memory() -> None:
     torch.manual_seed(0)
     network = MemoryTransformer3DModel(**SMALL, merging_blocks=(0,)).eval()
-    gone = network(*inputs(), memory=memories(), merging=Merging(share=1.0, mode="discard_low")).sample
+    gone = network(*inputs(), memory=memories(), merging=Merging(share=1.0, mode="discard-low")).sample
     torch.testing.assert_close(gone, network(*inputs()).sample, rtol=0, atol=1e-5)
 
 
@@ -160,7 +160,7 @@ def test_the_papers_blocks_and_wrong_uses() -> None:
     assert merging_blocks(6) == (2, 4)
     with pytest.raises(ValueError, match=r"share is 1\.5; needs 0 to 1"):
         Merging(share=1.5)
-    with pytest.raises(ValueError, match="mode is 'drop'; needs one of merge_low"):
+    with pytest.raises(ValueError, match="mode is 'drop'; needs one of merge-low"):
         Merging(share=0.5, mode="drop")
     with pytest.raises(ValueError, match="isolated memory is computed once"):
         MemoryTransformer3DModel(**SMALL, merging_blocks=(1,), memory_attention="isolated")

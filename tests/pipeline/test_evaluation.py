@@ -1,5 +1,6 @@
 """Measures on frames whose answer is known, figures on rows whose answer is known, and the suite's worlds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,15 +8,30 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.evaluation.evaluate import METRICS_SCHEMA, Evaluation
+from model.memory import MemorySettings
+from pipeline.evaluation.evaluate import METRICS_SCHEMA, Evaluation, evaluate
 from pipeline.evaluation.measures import Frames, Row, measure
-from pipeline.evaluation.suite import SuiteVideo, draw_suite, returns, spans, truth_of, visits
-from pipeline.evaluation.tables import by_gap, is_return, main_table, mean_interval, per_video, ratio_interval
+from pipeline.evaluation.ssim import ssim
+from pipeline.evaluation.style import fit_style, style_distance
+from pipeline.evaluation.suite import SuiteVideo, draw_suite, load_truth, returns, truth_of, visits
+from pipeline.evaluation.tables import (
+    by_gap,
+    difference_table,
+    is_return,
+    main_table,
+    mean_interval,
+    per_video,
+    ratio_interval,
+    ratio_table,
+)
+from pipeline.evaluation.variants import read_variants
+from pipeline.progress import Progress
 from pipeline.video.io import inspect
 from retrieval.schema import PlannedSegment
+from tests.presets import write_random_preset
 
 VIDEO = SuiteVideo(
-    id="v", world_seed=0, task="recolour", num_segments=14, size=(8, 8), instruction="make it red", path=""
+    id="v", world_seed=0, task="recolour", num_segments=14, size=(12, 16), instruction="make it red", path=""
 )
 
 
@@ -29,10 +45,10 @@ def plan(shots: list[int]) -> list[PlannedSegment]:
 def known(seen: list[bool]) -> Frames:
     """Grey; the edit turns the left half of the segments that see it to a dark red."""
     frames = 4 * len(seen)
-    source = torch.full((frames, 8, 8, 3), 0.5)
-    mask = torch.zeros(frames, 8, 8, dtype=torch.bool)
+    source = torch.full((frames, 12, 16, 3), 0.5)
+    mask = torch.zeros(frames, 12, 16, dtype=torch.bool)
     for i, is_seen in enumerate(seen):
-        mask[4 * i : 4 * i + 4, :, :4] = is_seen
+        mask[4 * i : 4 * i + 4, :, :8] = is_seen
     truth = source.clone()
     truth[mask] = torch.tensor([0.4, 0.0, 0.0])
     return Frames(source=source, truth=truth, mask=mask, target=mask)
@@ -61,9 +77,80 @@ def test_every_measure_is_its_definition() -> None:
     assert flicker == {0: 0.0, 1: round((0.3 / 3 / 2 + 0.1 + 0.1) / 4, 5), 2: 0.0, 3: 0.0, 4: round(0.06 / 2 / 4, 5)}
     assert values(rows, "psnr_db")[2] == 100.0
     assert values(rows, "psnr_db")[0] == pytest.approx(-10 * np.log10(0.09 / 3 / 2), abs=1e-3)
+    assert values(rows, "ssim")[2] == 1.0
+    assert 0 < values(rows, "ssim")[0] < 0.99
     perfect = measure(VIDEO, "truth", 7, plan([0, 0, 0, 0, 0]), frames, frames.truth)
     for metric in ("edit_error", "preservation_error", "consistency_error", "flicker"):
         assert set(values(perfect, metric).values()) == {0.0}
+
+
+def styled(source: torch.Tensor, gains: list[float]) -> torch.Tensor:
+    """Every segment of 4 frames under its own colour map: red and blue change places, all of it darker by the gain."""
+    return torch.cat([gain * part.flip(-1) + 0.1 for gain, part in zip(gains, source.split(4), strict=True)])
+
+
+def test_the_consistency_of_a_restyle_is_that_of_its_colour_map() -> None:
+    """Whatever the segments show: each is of other colours, and the followed object is in view in two of five."""
+    generator = torch.Generator().manual_seed(0)
+    source = torch.rand(20, 12, 16, 3, generator=generator) * torch.rand(5, 3, generator=generator).repeat_interleave(
+        4, 0
+    ).view(20, 1, 1, 3).clamp_min(0.3)
+    target = torch.zeros(20, 12, 16, dtype=torch.bool)
+    target[:4, :6, :8] = target[16:, :6, :8] = True
+    truth = styled(source, [0.5] * 5)
+    frames = Frames(source=source, truth=truth, mask=torch.ones_like(target), target=target)
+    restyle = replace(VIDEO, task="restyle")
+
+    def consistency(edited: torch.Tensor) -> list[tuple[int, int | None, float]]:
+        rows = measure(restyle, "m", 0, plan([0] * 5), frames, edited)
+        assert {row.metric for row in rows}.isdisjoint({"preservation_error"})
+        return [(row.segment, row.gap, row.value) for row in rows if row.metric == "consistency_error"]
+
+    still = consistency(truth)
+    assert [(segment, gap) for segment, gap, _ in still] == [(1, None), (2, None), (3, None), (4, 3)]
+    assert max(value for *_, value in still) < 0.004
+    assert max(value for *_, value in consistency(source)) < 1e-6
+    # The last segment is darker by 0.2 of its source, whose mean length is what the two maps differ by.
+    drifting = consistency(styled(source, [0.5, 0.5, 0.5, 0.5, 0.3]))
+    assert drifting[:3] == still[:3]
+    assert drifting[3][2] == pytest.approx(float(0.2 * source[16:].norm(dim=-1).mean()), abs=0.004)
+
+
+def test_a_style_is_the_affine_map_that_made_it() -> None:
+    source = torch.rand(2, 12, 16, 3, generator=torch.Generator().manual_seed(1))
+    matrix = torch.tensor([[0.5, 0.1, 0.0], [0.2, 0.6, 0.1], [0.0, 0.0, 0.4]])
+    style = fit_style(source, source @ matrix + 0.2)
+    torch.testing.assert_close(style[:3], matrix, rtol=0, atol=2e-3)
+    torch.testing.assert_close(style[3], torch.full((3,), 0.2), rtol=0, atol=2e-3)
+    darker = style - torch.tensor([0.0, 0.0, 0.0, 0.1])[:, None]
+    assert float(style_distance(style, darker, source)) == pytest.approx(0.1 * 3**0.5, abs=1e-6)
+
+
+def test_ssim_is_its_formula() -> None:
+    """Against the definition, window by window in float64; equal frames give 1, and structure counts more than light."""
+    generator = torch.Generator().manual_seed(2)
+    x, y = (torch.rand(2, 13, 12, 3, generator=generator) for _ in range(2))
+    x = 0.7 * y + 0.3 * x
+    weights = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    weights = np.outer(weights, weights) / weights.sum() ** 2
+    expected = []
+    for a, b in zip(x.double().numpy(), y.double().numpy(), strict=True):
+        found = []
+        for top, left, channel in np.ndindex(3, 2, 3):
+            p, q = (image[top : top + 11, left : left + 11, channel] for image in (a, b))
+            mean_p, mean_q = (weights * p).sum(), (weights * q).sum()
+            spread_p, spread_q = (weights * (p - mean_p) ** 2).sum(), (weights * (q - mean_q) ** 2).sum()
+            shared = (weights * (p - mean_p) * (q - mean_q)).sum()
+            found.append(
+                (2 * mean_p * mean_q + 0.01**2)
+                * (2 * shared + 0.03**2)
+                / ((mean_p**2 + mean_q**2 + 0.01**2) * (spread_p + spread_q + 0.03**2))
+            )
+        expected.append(np.mean(found))
+    assert ssim(x, y).tolist() == pytest.approx(expected, abs=1e-5)
+    assert ssim(y, y).tolist() == pytest.approx([1, 1])
+    with pytest.raises(ValueError, match="frames are 10x12 px; ssim needs at least 11"):
+        ssim(x[:, :10], y[:, :10])
 
 
 def test_a_cut_is_no_flicker() -> None:
@@ -102,6 +189,30 @@ def test_a_video_counts_once_and_ratios_are_of_means() -> None:
     assert lines[4].startswith("| truth | -")
 
 
+def test_objects_and_restyles_are_compared_apart() -> None:
+    tasks = {"v0": "recolour", "v1": "hat", "v2": "restyle"}
+    times = {"v0": 4.0, "v1": 2.0, "v2": 1.0}
+    rows = [("memory", video, None, "consistency_error", 0.1) for video in tasks]
+    rows += [("previous", video, None, "consistency_error", 0.1 * factor) for video, factor in times.items()]
+    rows += [("previous", "v0", 5, "consistency_error", 0.8), ("memory", "v0", 5, "consistency_error", 0.1)]
+    rows += [(method, video, None, "edit_error", 0.2) for method in ("memory", "previous") for video in tasks]
+    rows += [("previous", "v2", None, "edit_error", 0.5)]
+    found = table(rows)
+    lines = ratio_table(found, ["previous", "memory"], tasks, seed=0)
+    assert lines[0] == (
+        "| consistency error | against | all (3) | edits of objects (2) | hat (1) | recolour (1) | restyle (1) |"
+    )
+    cells = [cell.split(" (")[0].strip() for cell in lines[2].strip("| ").split("|")]
+    assert cells == ["all later segments", "previous", "3.00", "4.00", "2.00", "6.00", "1.00"]
+    assert (
+        lines[3] == "| returns | previous | 8.00 (8.00 to 8.00) | 8.00 (8.00 to 8.00) | - | 8.00 (8.00 to 8.00) | - |"
+    )
+    assert len(lines) == 4
+    differences = difference_table(found, ["previous", "memory"], seed=0)
+    assert len(differences) == 3
+    assert "| previous | 0.0500 (0.0000 to 0.1500) | -" in differences[2]
+
+
 def test_an_interval_covers_the_mean_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
     covered = 0
@@ -121,19 +232,54 @@ def test_the_suite_is_drawn_once_and_its_objects_return(tmp_path: Path) -> None:
     for video in first:
         info = inspect(video.path).info
         assert (info.num_frames, info.height_px, info.width_px) == (238, 40, 96)
-        seen = visits(video)
+        truth = load_truth(video)
+        assert truth.edited.shape == (238, 40, 96, 3)
+        seen = visits(truth.target)
         assert returns(seen)
-        start, end = spans(video)[seen[0]]
-        truth = truth_of(video, start, end)
-        assert truth.edited.shape == (17, 40, 96, 3)
-        assert bool(truth.target.any())
+        again = truth_of(video, 17 * seen[1], 17 * seen[1] + 17)
+        for name in ("source", "edited", "mask", "target"):
+            kept = getattr(truth, name)[17 * seen[1] : 17 * seen[1] + 17]
+            assert torch.equal(kept, getattr(again, name)), name
+        assert bool(again.target.any())
     assert returns([0, 1, 4, 8, 9]) == [8]
 
 
+def test_rows_say_what_they_are_edited_by() -> None:
+    plain, other, named, further = read_variants(
+        ("memory", "previous@b:kernels=fine:merging=discard-low:share=0.3:source=off", "memory-edited-only"), ("a", "c")
+    )
+    assert (plain.method, plain.preset, plain.settings) == ("memory", "a", MemorySettings())
+    assert (other.method, other.preset) == ("previous", "b")
+    assert other.settings == MemorySettings(kernels="fine", merging="discard-low", merging_share=0.3, has_source=False)
+    assert (named.name, named.method, named.settings.has_source) == ("memory-edited-only", "memory", False)
+    assert (further.name, further.method, further.preset) == ("memory@c", "memory", "c")
+    names = [variant.name for variant in read_variants(("table-a",), ("tiny",))]
+    assert names == ["independent", "previous", "recent", "random", "memory", "memory-edited-only"]
+    shares = {variant.settings.merging_share for variant in read_variants(("table-b",), ("tiny",))}
+    assert shares == {None, 0.3, 0.5, 0.7}
+
+
 def test_wrong_options_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--methods has 'magic'; needs some of memory, independent"):
-        Evaluation(out=tmp_path, methods=("memory", "magic"))
-    with pytest.raises(ValueError, match="each method once"):
-        Evaluation(out=tmp_path, methods=("memory", "memory"))
+    for methods, message in (
+        (("memory", "magic"), "--methods has 'magic'; needs some of memory, independent"),
+        (("memory", "memory"), "each method once"),
+        (("memory:kernel=fine",), "--methods has 'kernel=fine' in 'memory:kernel=fine'; needs kernels="),
+        (("memory:share=much",), "--methods has 'share=much'"),
+        (("memory:kernels=none",), "'memory:kernels=none': kernels is 'none'; needs one of dynamic, fine, coarse"),
+        (("memory:share=0.5",), "'memory:share=0.5': merging_share is 0.5; needs merging"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Evaluation(out=tmp_path, methods=methods)
     with pytest.raises(ValueError, match="--videos is 0"):
         Evaluation(out=tmp_path, videos=0)
+    plain, isolated = write_random_preset(tmp_path / "plain"), tmp_path / "isolated"
+    write_random_preset(isolated, memory_attention="isolated")
+    for preset, method, message in (
+        (plain, "memory:merging=merge-low", "preset 'plain' was trained without merging"),
+        (plain, f"memory@{isolated}:merging=discard-high", "preset 'isolated' has isolated memory"),
+        ("tinny", "memory", "did you mean 'tiny'"),
+    ):
+        out = tmp_path / "out"
+        with pytest.raises(ValueError, match=message):
+            evaluate(Evaluation(out=out, presets=(str(preset),), methods=(method,)), Progress())
+        assert not out.exists(), "nothing is begun"

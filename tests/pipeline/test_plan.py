@@ -158,6 +158,17 @@ def test_segment_seed_is_the_documented_hash() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
+def test_kernels_are_chosen_before_anything_is_generated() -> None:
+    def kernels(**options: object) -> list[list[tuple[int, int, int]]]:
+        plan = plan_segments(film([0] * 6), top_k=4, **options)
+        assert remembered(plan) == remembered(plan_segments(film([0] * 6), top_k=4))
+        return [[memory.kernel for memory in row.memory] for row in plan]
+
+    assert kernels()[5] == [(1, 2, 2), (1, 4, 4), (1, 4, 4), (1, 4, 4), (1, 8, 8)]
+    assert kernels(kernels="fine")[5] == [(1, 2, 2)] * 5
+    assert kernels(kernels="coarse")[5] == [(1, 8, 8)] * 5
+
+
 def broken(**changes: object) -> list[Segment]:
     segments = film([0, 0, 0])
     segments[1] = replace(segments[1], **changes)  # type: ignore[arg-type]

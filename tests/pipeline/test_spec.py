@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from model.geometry import Geometry
+from model.memory import MemorySettings
 from pipeline.spec import (
     EditSpec,
     Retrieval,
@@ -24,6 +25,7 @@ SPEC = EditSpec(
     seed=7,
     geometry=SegmentGeometry(segment_frames=17, min_frames=17, frame_multiple=4, height_px=64, width_px=96),
     retrieval=Retrieval(method="memory", top_k=3, slack=0.02, embedder_revision="clip0"),
+    memory=MemorySettings(kernels="dynamic", merging="off", merging_share=0.0),
     shots=ShotDetection(detector="adaptive", threshold=3.0, min_content_change=15.0, min_shot_frames=15, width_px=256),
 )
 GEOMETRY = Geometry(segment_frames=17, min_frames=1, frame_multiple=4, sizes=((64, 96), (96, 64)))
@@ -61,7 +63,7 @@ def test_every_changed_field_changes_the_id():
     value = SPEC.to_json()
     ids = {SPEC.edit_id}
     paths = [path for path, _ in leaves(value)]
-    assert len(paths) == 24
+    assert len(paths) == 28
     for path, leaf in leaves(value):
         ids.add(content_id(changed_at(value, path, leaf + "x" if isinstance(leaf, str) else leaf + 1)))
     assert len(ids) == 1 + len(paths)
@@ -89,7 +91,7 @@ def test_a_spec_survives_json(indent):
 
 
 def test_a_spec_of_another_version_is_refused():
-    with pytest.raises(ValueError, match="version 99; this software reads 2"):
+    with pytest.raises(ValueError, match="version 99; this software reads 3"):
         EditSpec.from_json({**SPEC.to_json(), "version": 99})
 
 
