@@ -17,7 +17,7 @@ from diffusers import AutoencoderKLWan
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from model.checkpoints import weight_files
+from model.checkpoints import read_json, weight_files
 from model.codec import PatchCodec
 from model.lora import LoRAMerger, read_lora
 from model.original_keys import config_of, diffusers_name, is_original
@@ -54,7 +54,7 @@ def load_transformer(
         stored = {diffusers_name(name): tensor for name, tensor in stored.items()}
         config = config_of({name: tensor.shape for name, tensor in stored.items()})
     else:
-        config = MemoryTransformer3DModel.load_config(path)
+        config = read_json(path / "config.json")
     with torch.device("meta"):
         transformer = MemoryTransformer3DModel.from_config(config)
     mergers = [read_lora(item) for item in lora]
@@ -89,7 +89,7 @@ def load_vae(folder: Path, *, device: str = "cpu") -> AutoencoderKLWan:
 
 def load_component(component: Any, folder: Path, *, device: str = "cpu") -> Any:
     with torch.device("meta"):
-        module = component.from_config(component.load_config(folder))
+        module = component.from_config(read_json(folder / "config.json"))
     fill(module, stored_tensors(weight_files(folder)), folder, device=device)
     return module.eval()
 

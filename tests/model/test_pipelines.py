@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.checkpoints import SAMPLED_BYTES, file_digest
-from model.editor import MemoryEditor
+from model.editor import MemoryEditor, make_sampler
 from model.presets import HUB_PRESETS, load_editor, resolve_preset
 from model.samplers import load_scheduler
 from model.types import EditRequest, MemoryVideo
@@ -53,7 +53,7 @@ def theirs(pipeline: object, frames: Tensor, *, output_type: str = "latent", **s
 def edit(editor: MemoryEditor, frames: Tensor, *, memory: tuple[MemoryVideo, ...] = (), **sampler: object) -> Tensor:
     preset = replace(editor.preset, sampler={**editor.preset.sampler, **sampler})
     request = EditRequest(instruction=INSTRUCTION, source=editor.encode(frames), memory=memory, seed=11)
-    return replace(editor, preset=preset).edit(request).latent
+    return replace(editor, preset=preset, sampler=make_sampler(preset)).edit(request).latent
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])

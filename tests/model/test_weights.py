@@ -107,17 +107,33 @@ def test_merging_starts_from_means_on_a_base_without_it(tmp_path: Path) -> None:
 
 
 ORIGINAL_NAMES = {
-    "self_attn.q.": "attn1.to_q.", "self_attn.k.": "attn1.to_k.", "self_attn.v.": "attn1.to_v.", "self_attn.o.": "attn1.to_out.0.",
-    "self_attn.norm": "attn1.norm", "cross_attn.q.": "attn2.to_q.", "cross_attn.k.": "attn2.to_k.", "cross_attn.v.": "attn2.to_v.",
-    "cross_attn.o.": "attn2.to_out.0.", "cross_attn.k_img.": "attn2.add_k_proj.", "cross_attn.v_img.": "attn2.add_v_proj.",
-    "cross_attn.norm_k_img.": "attn2.norm_added_k.", "cross_attn.norm": "attn2.norm", "ffn.0.": "ffn.net.0.proj.",
-    "ffn.2.": "ffn.net.2.", "norm3.": "norm2.", "head.head.": "proj_out.",
-    "time_embedding.0.": "condition_embedder.time_embedder.linear_1.", "time_embedding.2.": "condition_embedder.time_embedder.linear_2.",
-    "text_embedding.0.": "condition_embedder.text_embedder.linear_1.", "text_embedding.2.": "condition_embedder.text_embedder.linear_2.",
-    "time_projection.1.": "condition_embedder.time_proj.", "img_emb.proj.0.": "condition_embedder.image_embedder.norm1.",
-    "img_emb.proj.1.": "condition_embedder.image_embedder.ff.net.0.proj.", "img_emb.proj.3.": "condition_embedder.image_embedder.ff.net.2.",
+    "time_embedding.0.": "condition_embedder.time_embedder.linear_1.",
+    "time_embedding.2.": "condition_embedder.time_embedder.linear_2.",
+    "text_embedding.0.": "condition_embedder.text_embedder.linear_1.",
+    "text_embedding.2.": "condition_embedder.text_embedder.linear_2.",
+    "time_projection.1.": "condition_embedder.time_proj.",
+    "img_emb.proj.0.": "condition_embedder.image_embedder.norm1.",
+    "img_emb.proj.1.": "condition_embedder.image_embedder.ff.net.0.proj.",
+    "img_emb.proj.3.": "condition_embedder.image_embedder.ff.net.2.",
     "img_emb.proj.4.": "condition_embedder.image_embedder.norm2.",
-}  # fmt: skip
+    "self_attn.q.": "attn1.to_q.",
+    "self_attn.k.": "attn1.to_k.",
+    "self_attn.v.": "attn1.to_v.",
+    "self_attn.o.": "attn1.to_out.0.",
+    "self_attn.norm": "attn1.norm",
+    "cross_attn.q.": "attn2.to_q.",
+    "cross_attn.k.": "attn2.to_k.",
+    "cross_attn.v.": "attn2.to_v.",
+    "cross_attn.o.": "attn2.to_out.0.",
+    "cross_attn.k_img.": "attn2.add_k_proj.",
+    "cross_attn.v_img.": "attn2.add_v_proj.",
+    "cross_attn.norm_k_img.": "attn2.norm_added_k.",
+    "cross_attn.norm": "attn2.norm",
+    "ffn.0.": "ffn.net.0.proj.",
+    "ffn.2.": "ffn.net.2.",
+    "norm3.": "norm2.",
+    "head.head.": "proj_out.",
+}
 
 
 def original_name(name: str) -> str:
@@ -233,16 +249,18 @@ from pathlib import Path
 from model.weights import load_transformer
 def resident(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
-Path("/proc/self/clear_refs").write_text("5")
-before = resident("VmRSS")
-network = load_transformer(Path(sys.argv[1]), dtype=getattr(torch, sys.argv[2]))
-print(resident("VmHWM") - before, sum(p.nbytes for p in network.parameters()), sum(float(p.sum()) for p in network.parameters()))
+for dtype in (torch.bfloat16, torch.float32):
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    network = load_transformer(Path(sys.argv[1]), dtype=dtype)
+    total = sum(float(parameter.sum()) for parameter in network.parameters())
+    print(resident("VmHWM") - before, sum(parameter.nbytes for parameter in network.parameters()), total)
+    del network
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_loading_holds_hardly_more_than_the_weights(tmp_path: Path, dtype: str) -> None:
+def test_loading_holds_hardly_more_than_the_weights(tmp_path: Path) -> None:
     """130 MB in four shards of bfloat16: as they are, and cast (where a shard's mapped pages would count)."""
     config = SMALL | {"num_attention_heads": 8, "attention_head_dim": 96, "ffn_dim": 3072, "num_layers": 7}
     wan(**config).to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size="40MB")
@@ -250,8 +268,10 @@ def test_loading_holds_hardly_more_than_the_weights(tmp_path: Path, dtype: str) 
     assert len(files) > 3
     assert sum(file.stat().st_size for file in files) > 120_000_000
     done = subprocess.run(
-        [sys.executable, "-c", PEAK, str(tmp_path), dtype], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, timeout=280, check=True
     )
-    peak, num_bytes, total = done.stdout.split()
-    assert float(total) != 0
-    assert int(peak) < 1.2 * int(num_bytes), (peak, num_bytes)
+    as_stored, cast = (tuple(map(float, line.split())) for line in done.stdout.splitlines())
+    assert cast[1] > 1.9 * as_stored[1]
+    for peak, num_bytes, total in (as_stored, cast):
+        assert total != 0
+        assert peak < 1.2 * num_bytes, (peak, num_bytes)
