@@ -1,14 +1,11 @@
-"""Rectified flow: the path from data to noise, what the network's output means on it, and the sampler.
+"""Rectified flow: the path from data to noise, and what the network's output means on it.
 
 `x_t = (1 - sigma) * x_0 + sigma * noise`; `velocity = noise - x_0 = (x_t - x_0) / sigma`. Pure arithmetic on tensors: knows
-no network, no codec, no memory. A network that predicts anything else is turned into one that predicts x_0 here.
+no network, no codec, no memory, no sampler (`model.samplers`).
 """
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Literal, get_args
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -49,30 +46,25 @@ def predicted_x_0(
     raise ValueError(f"prediction_type is {prediction_type!r}; needs one of {get_args(PredictionType)}")
 
 
+def predicted_velocity(
+    output: Float[Tensor, "b c t h w"],
+    x_t: Float[Tensor, "b c t h w"],
+    sigma: float,
+    *,
+    source: Float[Tensor, "b c t h w"],
+    prediction_type: str,
+) -> Float[Tensor, "b c t h w"]:
+    """The velocity that the network's output stands for.
+
+    Raises:
+        ValueError: for another prediction type.
+    """
+    if prediction_type == "velocity":
+        return output
+    sigmas = output.new_full((len(output),), sigma)
+    return (x_t - predicted_x_0(output, x_t, sigmas, source=source, prediction_type=prediction_type)) / sigma
+
+
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
     """Move sigmas towards noise (SD3, section 5.3.2); shift 1 changes nothing."""
     return shift * sigma / (1 + (shift - 1) * sigma)
-
-
-def sigma_schedule(num_inference_steps: int, *, shift: float) -> list[float]:
-    """`num_inference_steps + 1` sigmas from 1 to 0.
-
-    Raises:
-        ValueError: for fewer than one step.
-    """
-    if num_inference_steps < 1:
-        raise ValueError(f"num_inference_steps is {num_inference_steps}; needs at least 1")
-    return shift_sigma(torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64), shift).tolist()
-
-
-def sample(
-    predict_x_0: Callable[[Float[Tensor, "b c t h w"], float], Float[Tensor, "b c t h w"]],
-    noise: Float[Tensor, "b c t h w"],
-    sigmas: Sequence[float],
-) -> Float[Tensor, "b c t h w"]:
-    """Euler steps along the flow, from `noise` at `sigmas[0]` to data at `sigmas[-1]`."""
-    x_t = noise
-    for sigma, next_sigma in pairwise(sigmas):
-        velocity = (x_t - predict_x_0(x_t, sigma)) / sigma
-        x_t = x_t + (next_sigma - sigma) * velocity
-    return x_t

@@ -60,6 +60,9 @@ class FrameCompressor(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, kernel_size=2, stride=2, groups=width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
         nn.init.constant_(self.conv.weight, 0.25)
         assert self.conv.bias is not None
         nn.init.zeros_(self.conv.bias)

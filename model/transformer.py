@@ -3,8 +3,8 @@
 Our own forward over diffusers' mixins and Wan modules, with diffusers' Wan parameter names, so every diffusers Wan
 checkpoint loads and, with no memory, the output equals diffusers' `WanTransformer3DModel` (tests/model/test_transformer.py).
 What is added: source latents on channels (LucyEdit), memories as tokens under kernels of their own (Memory-V2V section 3.2),
-explicit positions, and two timesteps in one sequence: the target is at t, a memory is clean and so at 0. The two modulations
-are two vectors broadcast over their spans, never one vector per token.
+explicit positions, and several timesteps in one sequence: the target is at t, a memory is clean and so at 0. A modulation is a
+vector broadcast over its run of tokens, never one vector per token; timesteps given per token (Wan2.2-5B) are cut into runs.
 
 Memory attention is "joint" (the paper: all tokens attend to all) or "isolated": a memory attends only to itself and reads no
 text, so its keys and values are the same at every step and for every target, and are computed once (`encode_memory`).
@@ -16,6 +16,7 @@ Legend: B batch, N tokens (target first), L text tokens, D width.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -32,6 +33,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from model.attention import KeysValues, MemoryAttnProcessor, Rotary, project, rotate
+from model.checkpoints import find_folder
 from model.memory import KERNELS, kernel_name, temporal_start
 from model.merging import FrameCompressor, Merging, responsiveness, thin
 from model.patchify import TokenGroup, concatenate, init_from_base, patchify, unpatchify
@@ -81,18 +83,18 @@ class MemoryTransformerBlock(WanTransformerBlock):
     def responsiveness(
         self,
         hidden_states: Float[Tensor, "b n d"],
-        temb: Float[Tensor, "b 2 6 d"],
+        temb: Float[Tensor, "b parts 6 d"],
         lengths: list[int],
         frames: Sequence[tuple[int, int]],
     ) -> Float[Tensor, "b f"]:
-        """How the target, the first `lengths[0]` tokens, responds in this block to every frame of the memory behind it.
+        """How the target responds in this block to every frame of the memory, which is the last part of the sequence.
 
         Without rotary embedding: what a mean of rotated keys says of a frame is less (docs/decisions.md).
         """
         attn = self.attn1
         shift, scale = (self.scale_shift_table.unsqueeze(1) + temb.float()).unbind(2)[:2]
         normed = modulate(self.norm1(hidden_states.float()), shift, scale, lengths).type_as(hidden_states)
-        target, memory = normed.split(lengths, dim=1)
+        target, memory = normed.split([sum(lengths[:-1]), lengths[-1]], dim=1)
         query = attn.norm_q(attn.to_q(target)).unflatten(2, (attn.heads, -1))
         key = attn.norm_k(attn.to_k(memory)).unflatten(2, (attn.heads, -1))
         return responsiveness(query, key, frames)
@@ -129,6 +131,25 @@ def gate(x: Float[Tensor, "b n d"], gates: Float[Tensor, "b parts d"], lengths: 
     if len(lengths) == 1:
         return x * gates
     return torch.cat([p * gates[:, i, None] for i, p in enumerate(x.split(lengths, dim=1))], dim=1)
+
+
+def timestep_runs(
+    timestep: Float[Tensor, "b"] | Float[Tensor, "b n"], num_tokens: int
+) -> tuple[Float[Tensor, "b parts"], list[int]]:
+    """The timesteps of the target's runs of tokens, and how long the runs are: one run unless tokens differ.
+
+    Raises:
+        ValueError: for timesteps that are neither one per sample nor one per token.
+    """
+    if timestep.ndim == 1:
+        return timestep[:, None], [num_tokens]
+    if timestep.ndim != 2 or timestep.shape[1] != num_tokens:
+        raise ValueError(
+            f"timestep has shape {tuple(timestep.shape)}; needs one per sample, or one for each of {num_tokens} tokens"
+        )
+    is_new = (timestep[:, 1:] != timestep[:, :-1]).any(0)
+    starts = [0, *(1 + is_new.nonzero().flatten()).tolist()]
+    return timestep[:, starts], [end - start for start, end in zip(starts, [*starts[1:], num_tokens], strict=True)]
 
 
 class MemoryTransformer3DModel(
@@ -188,12 +209,11 @@ class MemoryTransformer3DModel(
             raise ValueError(f"merging_blocks are {merging_blocks}; needs 0 to {num_layers - 1}")
         width = num_attention_heads * attention_head_dim
         self.patch_embedding = nn.Conv3d(in_channels, width, kernel_size=patch_size, stride=patch_size)
-        self.memory_patch_embedding = nn.ModuleDict()
-        for kernel in memory_kernels:
-            embedding = nn.Conv3d(in_channels, width, kernel_size=kernel, stride=kernel)
-            init_from_base(embedding, self.patch_embedding)
-            self.memory_patch_embedding[kernel_name(kernel)] = embedding
+        self.memory_patch_embedding = nn.ModuleDict(
+            {kernel_name(k): nn.Conv3d(in_channels, width, kernel_size=k, stride=k) for k in memory_kernels}
+        )
         self.memory_compressors = nn.ModuleDict({str(number): FrameCompressor(width) for number in merging_blocks})
+        self.init_memory([*self.memory_patch_embedding.values(), *self.memory_compressors.values()])
 
         self.condition_embedder = WanTimeTextImageEmbedding(
             dim=width,
@@ -213,6 +233,27 @@ class MemoryTransformer3DModel(
         self.proj_out = nn.Linear(width, out_channels * patch_size[0] * patch_size[1] * patch_size[2])
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
         self.gradient_checkpointing = False
+
+    def init_memory(self, modules: Iterable[nn.Module]) -> None:
+        """Bring memory modules to where they start on a base that knows no memory: averages, of tokens and of its embedding."""
+        for module in modules:
+            if isinstance(module, FrameCompressor):
+                module.reset_parameters()
+            else:
+                init_from_base(cast(nn.Conv3d, module), self.patch_embedding)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, folder: str | Path, *, subfolder: str = "", torch_dtype: torch.dtype | None = None, device: str = "cpu"
+    ) -> "MemoryTransformer3DModel":
+        """The network of any diffusers Wan folder (or hub id in the local cache), in evaluation mode; `model.weights`.
+
+        Raises:
+            ValueError: if the folder is not there or its tensors do not fit.
+        """
+        from model.weights import load_transformer
+
+        return load_transformer(find_folder(folder) / subfolder, dtype=torch_dtype or torch.float32, device=device)
 
     @property
     def is_isolated(self) -> bool:
@@ -267,11 +308,12 @@ class MemoryTransformer3DModel(
         group: TokenGroup,
         number: int,
         merging: Merging,
-        modulation: Float[Tensor, "b 2 6 d"],
+        modulation: Float[Tensor, "b parts 6 d"],
         lengths: list[int],
     ) -> TokenGroup:
         """Merge or discard memory frames before block `number`, by how the target responds to them there."""
-        frames = [(span.start - lengths[0], span.end - lengths[0]) for span in group.spans if span.video != 0]
+        num_target = sum(lengths[:-1])
+        frames = [(span.start - num_target, span.end - num_target) for span in group.spans if span.video != 0]
         block = cast(MemoryTransformerBlock, self.blocks[number])
         with torch.no_grad():
             scores = block.responsiveness(group.tokens, modulation, lengths, frames)
@@ -282,6 +324,7 @@ class MemoryTransformer3DModel(
         embedder: Any = self.condition_embedder
         embedded = embedder.timesteps_proj(torch.zeros_like(timestep))
         embedded = embedder.time_embedder(embedded.to(embedder.time_embedder.linear_1.weight.dtype))
+        embedded = embedded.to(embedder.time_proj.weight.dtype)
         return embedder.time_proj(embedder.act_fn(embedded)).unflatten(1, (6, -1)).unsqueeze(1)
 
     def read_memory(self, encoded: Sequence[EncodedMemory], *, num_range_frames: int) -> list[KeysValues]:
@@ -304,7 +347,7 @@ class MemoryTransformer3DModel(
     def forward(
         self,
         hidden_states: Float[Tensor, "b c t h w"],
-        timestep: Float[Tensor, "b"],
+        timestep: Float[Tensor, "b"] | Float[Tensor, "b n"],
         encoder_hidden_states: Float[Tensor, "b l k"],
         encoder_hidden_states_image: Tensor | None = None,
         return_dict: bool = True,  # noqa: FBT001 - diffusers' signature
@@ -319,7 +362,7 @@ class MemoryTransformer3DModel(
 
         Args:
             hidden_states: noisy latents, with the source latents behind them on channels where the model edits.
-            timestep: sigma * 1000 of the target, one per sample.
+            timestep: sigma * 1000 of the target, one per sample or one per token of it.
             encoder_hidden_states: text features.
             encoder_attention_mask: True for text tokens that are there; None (Wan's own habit) attends to all.
             memory: the memories of this batch, in any order; the same layout for every sample. With isolated attention
@@ -343,16 +386,17 @@ class MemoryTransformer3DModel(
                 appended.append(item)
         group = self.tokenize(hidden_states, appended, num_range_frames=range_frames)
         num_target = sum(span.end - span.start for span in group.spans if span.video == 0)
-        lengths = [num_target] + ([group.num_tokens - num_target] if appended else [])
+        runs, target_lengths = timestep_runs(timestep, num_target)
+        lengths = target_lengths + ([group.num_tokens - num_target] if appended else [])
         rotary_emb = rotary_embedding(group.positions, self.config.attention_head_dim)
 
-        # One row of modulation per part of the sequence: the target's timestep, and 0 for memories.
+        # One row of modulation per part of the sequence: the timesteps of the target's runs, and 0 for memories.
         temb, modulation, text, image = self.condition_embedder(
-            timestep, encoder_hidden_states, encoder_hidden_states_image
+            runs.flatten(), encoder_hidden_states, encoder_hidden_states_image, timestep_seq_len=runs.shape[1]
         )
-        modulation = modulation.unflatten(1, (6, -1)).unsqueeze(1)
+        modulation = modulation.unflatten(2, (6, -1))
         if appended:
-            clean = self.clean_modulation(timestep[:1]).expand(batch, -1, -1, -1)
+            clean = self.clean_modulation(runs[:1, 0]).expand(batch, -1, -1, -1)
             modulation = torch.cat([modulation, clean.type_as(modulation)], dim=1)
         if image is not None:
             text = torch.cat([image, text], dim=1)
@@ -362,9 +406,9 @@ class MemoryTransformer3DModel(
         for number, block in enumerate(self.blocks):
             if merging is not None and appended and str(number) in self.memory_compressors:
                 group = self.thin(replace(group, tokens=tokens), number, merging, modulation, lengths)
-                tokens, lengths = group.tokens, [num_target, group.num_tokens - num_target]
-                if not lengths[1]:
-                    lengths, modulation, appended = [num_target], modulation[:, :1], []
+                tokens, lengths = group.tokens, [*target_lengths, group.num_tokens - num_target]
+                if not lengths[-1]:
+                    lengths, modulation, appended = target_lengths, modulation[:, :-1], []
                 rotary_emb = rotary_embedding(group.positions, self.config.attention_head_dim)
             inputs = (tokens, text, modulation, rotary_emb, lengths, text_mask, read[number] if read else None)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -373,7 +417,7 @@ class MemoryTransformer3DModel(
                 tokens = block(*inputs)
 
         tokens = tokens[:, :num_target]
-        shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
-        tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
+        shift, scale = (self.scale_shift_table.unsqueeze(1) + temb.unsqueeze(2)).unbind(2)
+        tokens = modulate(self.norm_out(tokens.float()), shift, scale, target_lengths).type_as(tokens)
         sample = unpatchify(self.proj_out(tokens), latent_shape, tuple(self.config.patch_size))
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from model.flow import add_noise, predicted_x_0, sample, sigma_schedule
+from model.flow import add_noise, predicted_velocity, predicted_x_0
+from model.samplers import EulerSampler, sigma_schedule
 
 
 def test_schedule_goes_from_noise_to_data() -> None:
@@ -18,7 +19,8 @@ def test_schedule_goes_from_noise_to_data() -> None:
 def test_a_perfect_prediction_is_reached_in_any_number_of_steps() -> None:
     x_0, noise = torch.randn(2, 3, 1, 2, 2), torch.randn(2, 3, 1, 2, 2)
     for steps in (1, 3, 8):
-        got = sample(lambda x_t, sigma: x_0, noise, sigma_schedule(steps, shift=3.0))
+        sampler = EulerSampler(num_inference_steps=steps, shift=3.0)
+        got = sampler(lambda x_t, timestep, sigma: (x_t - x_0) / sigma, noise, x_0)
         torch.testing.assert_close(got, x_0)
 
 
@@ -27,12 +29,13 @@ def test_gaussian_data_has_the_right_spread() -> None:
     mean, spread = 1.5, 0.4
     noise = torch.randn(20_000, 1, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
-    def exact(x_t: torch.Tensor, sigma: float) -> torch.Tensor:
+    def exact(x_t: torch.Tensor, timestep: torch.Tensor, sigma: float) -> torch.Tensor:
+        assert float(timestep[0]) == pytest.approx(1000 * sigma)
         alpha = 1 - sigma
         gain = alpha * spread**2 / (alpha**2 * spread**2 + sigma**2)
-        return mean + gain * (x_t - alpha * mean)
+        return (x_t - (mean + gain * (x_t - alpha * mean))) / sigma
 
-    got = sample(exact, noise, sigma_schedule(200, shift=1.0))
+    got = EulerSampler(num_inference_steps=200, shift=1.0)(exact, noise, noise)
     assert float(got.mean()) == pytest.approx(mean, abs=0.02)
     assert float(got.std()) == pytest.approx(spread, rel=0.02)
     # An ODE: it maps noise to data monotonically, so the order of samples is kept.
@@ -47,6 +50,8 @@ def test_both_predictions_mean_the_same_x_0() -> None:
     for output, kind in ((noise - x_0, "velocity"), (x_0 - source, "source_residual")):
         got = predicted_x_0(output, x_t, sigma, source=source, prediction_type=kind)
         torch.testing.assert_close(got, x_0, rtol=1e-5, atol=1e-5)
+        velocity = predicted_velocity(output[:1], x_t[:1], 0.3, source=source[:1], prediction_type=kind)
+        torch.testing.assert_close(velocity, (noise - x_0)[:1], rtol=1e-5, atol=1e-5)
     nothing = predicted_x_0(torch.zeros_like(x_0), x_t, sigma, source=source, prediction_type="source_residual")
     assert torch.equal(nothing, source)
     with pytest.raises(ValueError, match="prediction_type is 'noise'"):

@@ -125,6 +125,17 @@ def test_samples_do_not_mix_and_the_order_of_memories_does_not_matter(network: M
 
 
 @torch.no_grad()
+def test_a_target_at_several_timesteps_merges_as_at_one(network: MemoryTransformer3DModel) -> None:
+    latents, timestep, text = inputs()
+    per_token = timestep[:, None].repeat(1, 3 * 3 * 5)
+    per_token[:, 15:] += 1e-3
+    merging = Merging(share=0.67)
+    got = network(latents, per_token, text, memory=memories(), merging=merging).sample
+    expected = network(latents, timestep, text, memory=memories(), merging=merging).sample
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
 def test_discarding_all_before_the_first_block_is_having_no_memory() -> None:
     torch.manual_seed(0)
     network = MemoryTransformer3DModel(**SMALL, merging_blocks=(0,)).eval()

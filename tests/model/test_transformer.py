@@ -4,7 +4,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
 from model.memory import KERNELS
-from model.transformer import MemoryTransformer3DModel
+from model.transformer import MemoryTransformer3DModel, timestep_runs
 from model.types import MemoryBatch
 from tests.model.networks import SMALL
 
@@ -38,6 +38,31 @@ def test_without_memory_it_is_diffusers_wan(pair: tuple, size: tuple[int, int]) 
     torch.testing.assert_close(
         ours(latents, timestep, text).sample, theirs(latents, timestep, text).sample, rtol=0, atol=1e-5
     )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["alike", "first frame clean", "any"])
+def test_timesteps_per_token_are_as_in_diffusers(pair: tuple, kind: str) -> None:
+    """Wan2.2-5B's interface: alike for every token (LucyEdit), by frames (an image that is given), or anything."""
+    theirs, ours = pair
+    latents, timestep, text = inputs(11)
+    per_token = timestep[:, None].repeat(1, 3 * 3 * 4)
+    if kind == "first frame clean":
+        per_token[:, : 3 * 4] = 0
+    if kind == "any":
+        per_token = per_token * torch.rand(per_token.shape).round(decimals=1)
+    expected = theirs(latents, per_token, text).sample
+    torch.testing.assert_close(ours(latents, per_token, text).sample, expected, rtol=0, atol=1e-5)
+    num_runs = {"alike": 1, "first frame clean": 2}.get(kind)
+    runs, lengths = timestep_runs(per_token, 36)
+    assert sum(lengths) == 36
+    assert runs.shape[1] == len(lengths) == (num_runs or len(lengths))
+    if kind == "alike":
+        assert torch.equal(ours(latents, per_token, text).sample, ours(latents, timestep, text).sample)
+    memory = [MemoryBatch(role="previous", kernel=(1, 4, 4), latents=latents)]
+    assert (ours(latents, per_token, text, memory=memory).sample - expected).abs().max() > 1e-4
+    with pytest.raises(ValueError, match=r"timestep has shape \(2, 35\); needs one per sample, or one for each of 36"):
+        ours(latents, per_token[:, 1:], text)
 
 
 @torch.no_grad()
