@@ -56,6 +56,9 @@ MERGING_PROBABILITY = 0.5
 MERGING_SHARES = (0.3, 0.7)
 """Of the memory frames (paper section 4.1: "r in [0.3, 0.7]", read as the share of frames that are merged)."""
 
+SOURCELESS_PROBABILITY = 0.1
+"""Of batches with memory whose memories come without their source half, so that what it is worth can be measured."""
+
 MIN_VISIBLE = 0.004
 """A segment shows the edit if it changes at least this share of its pixels."""
 
@@ -262,11 +265,14 @@ class BatchSampler:
 
         source, x_0, mask = cut([target for target, _ in drawn])
         memory = []
+        is_sourceless = bool(layout) and float(torch.rand((), generator=generator)) < SOURCELESS_PROBABILITY
         for place, (role, kernel) in enumerate(layout):
             clean_source, edited, _ = cut([memories[place] for _, memories in drawn])
             # Only the edited half is ever generated; the source half is always exact.
             level = self.memory_noise * torch.rand(len(edited), 1, 1, 1, 1, generator=generator)
             edited = edited + level * torch.randn(edited.shape, generator=generator)
+            if is_sourceless:
+                clean_source = torch.zeros_like(clean_source)
             memory.append(MemoryBatch(role=role, kernel=kernel, latents=torch.cat([edited, clean_source], dim=1)))
         noise = torch.randn(x_0.shape, generator=generator)
         sigma = shift_sigma(torch.rand(len(drawn), generator=generator), self.shift)

@@ -1,4 +1,4 @@
-"""Trains a preset from nothing: fits the codec, renders the worlds, trains transformer and text encoder together.
+"""Trains a preset, from nothing or from another: fits the codec, renders the worlds, trains transformer and text encoder together.
 
 Everything random is a function of (seed, step), so a run that was stopped and resumed is the run that was not. A checkpoint is
 one file and appears whole or not at all. The output is a preset folder, its weights the exponential moving average.
@@ -19,12 +19,12 @@ from torch.utils.tensorboard import SummaryWriter
 from model.codec import PatchCodec
 from model.flow import NUM_TRAIN_TIMESTEPS, add_noise, predicted_x_0
 from model.geometry import Geometry
-from model.presets import write_preset_file
+from model.presets import resolve_preset, write_preset_file
 from model.text_encoder import ByteTextEncoder
 from model.training.batches import Batch, BatchSampler, load_cache
 from model.training.codec_fit import fit_codec, noise_videos, world_videos
 from model.transformer import MemoryAttention, MemoryTransformer3DModel, merging_blocks
-from model.weights import load_codec
+from model.weights import load_codec, load_strictly
 
 TINY_SIZES = ((64, 64), (56, 72), (48, 88), (40, 96), (72, 56), (88, 48), (96, 40))
 CODEC_SEED = 1_000_000
@@ -41,6 +41,8 @@ class TrainingConfig:
         output: folder for checkpoint, logs and the finished preset.
         cache: folder that keeps rendered worlds between runs; none: they are rendered anew.
         resume: go on from `output`'s checkpoint (which must be there).
+        base: preset folder (or name) whose codec, network and text encoder training starts from; none: from nothing. What the base
+            does not have (compressors of memory frames) starts new.
         num_shards: parts of a batch worked on at the same time, one CPU thread each; part of what the result depends on.
         steps: length of the learning-rate schedule, and where the run ends.
         minutes: stop (and write the preset) after this much time even if steps are left; resumable.
@@ -57,6 +59,7 @@ class TrainingConfig:
     output: Path
     cache: Path | None = None
     resume: bool = False
+    base: str | None = None
     seed: int = 0
     steps: int = 2400
     minutes: float | None = None
@@ -234,6 +237,8 @@ def train(config: TrainingConfig) -> Path:
 
     torch.manual_seed(config.seed)
     editing = Editing(config)
+    if config.base is not None:
+        load_base(editing, resolve_preset(config.base).path)
     parameters = [p for p in editing.parameters() if p.requires_grad]
     average = [p.detach().clone() for p in parameters]
     optimizers = make_optimizers(editing, config)
@@ -324,11 +329,27 @@ def train(config: TrainingConfig) -> Path:
     return write_preset(config, codec, editing, average)
 
 
+def load_base(editing: Editing, folder: Path) -> None:
+    """Weights of a preset into what is trained.
+
+    Raises:
+        ValueError: if tensors are missing (but for compressors of memory frames) or unknown.
+    """
+    load_strictly(editing.transformer, folder / "transformer", may_lack="memory_compressors.")
+    editing.text_encoder.encoder.load_state_dict(
+        ByteTextEncoder.from_pretrained(folder / "text_encoder").encoder.state_dict()
+    )
+
+
 def prepare_codec(config: TrainingConfig) -> PatchCodec:
     """The run's codec: fitted once, then kept beside the checkpoint, so that a resumed run has the same."""
     folder = config.output / "codec"
     if (folder / "config.json").exists():
         return load_codec(folder)
+    if config.base is not None:
+        codec = load_codec(resolve_preset(config.base).path / "codec")
+        codec.save_pretrained(folder)
+        return codec
     size = config.sizes[0]
     videos = [
         *world_videos(config.num_codec_worlds, seed=CODEC_SEED, size=size),
