@@ -22,7 +22,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from model.codec import PatchCodec
-from model.flow import shift_sigma
+from model.flow import add_noise, shift_sigma
 from model.memory import BASE_KERNEL, COARSE_KERNEL, RELEVANT_KERNEL
 from model.merging import Merging
 from model.training.scene import Split
@@ -59,6 +59,11 @@ MERGING_SHARES = (0.3, 0.7)
 SOURCELESS_PROBABILITY = 0.1
 """Of batches with memory whose memories come without their source half, so that what it is worth can be measured."""
 
+OWN_PROBABILITY = 0.4
+OWN_SIGMAS = (0.4, 0.95)
+"""In this share of the batches with memory the network makes the memories itself, from the truth noised to such a sigma: what the
+edit leaves open is still told, but with the faults of the network's own edits, which is what it will remember."""
+
 MIN_VISIBLE = 0.004
 """A segment shows the edit if it changes at least this share of its pixels."""
 
@@ -92,6 +97,8 @@ class Batch:
     memory: tuple[MemoryBatch, ...]
     merging: Merging | None
     """How memory frames are thinned in this batch."""
+    memory_sigma: Float[Tensor, "b"] | None
+    """Where given, the edited half of every memory is noised to this sigma, for the network to denoise before it is shown."""
 
     def shards(self, count: int) -> list["Batch"]:
         """Equal parts of the batch, in order."""
@@ -106,6 +113,7 @@ class Batch:
                 mask=self.mask[part],
                 memory=tuple(replace(item, latents=item.latents[part]) for item in self.memory),
                 merging=self.merging,
+                memory_sigma=None if self.memory_sigma is None else self.memory_sigma[part],
             )
             for part in (slice(start, start + size) for start in range(0, len(self.instructions), size))
         ]
@@ -280,6 +288,14 @@ class BatchSampler:
         if self.is_merging and memory and float(torch.rand((), generator=generator)) < MERGING_PROBABILITY:
             low, high = MERGING_SHARES
             merging = Merging(share=low + (high - low) * float(torch.rand((), generator=generator)))
+        memory_sigma = None
+        if memory and not is_sourceless and float(torch.rand((), generator=generator)) < OWN_PROBABILITY:
+            low, high = OWN_SIGMAS
+            memory_sigma = low + (high - low) * torch.rand(len(drawn), generator=generator)
+            for place, item in enumerate(memory):
+                edited, clean_source = item.latents.chunk(2, dim=1)
+                noised = add_noise(edited, torch.randn(edited.shape, generator=generator), memory_sigma)
+                memory[place] = replace(item, latents=torch.cat([noised, clean_source], dim=1))
         return Batch(
             instructions=[segments.instructions[int(segments.world[target])] for target, _ in drawn],
             source=source,
@@ -289,6 +305,7 @@ class BatchSampler:
             mask=mask,
             memory=tuple(memory),
             merging=merging,
+            memory_sigma=memory_sigma,
         )
 
 

@@ -8,7 +8,7 @@ import json
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from model.text_encoder import ByteTextEncoder
 from model.training.batches import Batch, BatchSampler, load_cache
 from model.training.codec_fit import fit_codec, noise_videos, world_videos
 from model.transformer import MemoryAttention, MemoryTransformer3DModel, merging_blocks
+from model.types import MemoryBatch
 from model.weights import load_codec, load_strictly
 
 TINY_SIZES = ((64, 64), (56, 72), (48, 88), (40, 96), (72, 56), (88, 48), (96, 40))
@@ -126,19 +127,41 @@ class Editing(nn.Module):
     def forward(self, batch: Batch, *, num_range_frames: int) -> Float[Tensor, "b c t h w"]:
         """Predicted x_0 of a batch."""
         features, text_mask = self.text_encoder(batch.instructions)
+        memory = self.own_memory(batch, features, text_mask) if batch.memory_sigma is not None else batch.memory
         x_t = add_noise(batch.x_0, batch.noise, batch.sigma)
         output = self.transformer(
             torch.cat([x_t, batch.source], dim=1),
             batch.sigma * NUM_TRAIN_TIMESTEPS,
             features,
             encoder_attention_mask=text_mask,
-            memory=batch.memory,
+            memory=memory,
             num_range_frames=num_range_frames,
             merging=batch.merging,
         ).sample
         return predicted_x_0(
             output, x_t, batch.sigma, source=batch.source, prediction_type=self.transformer.config.prediction_type
         )
+
+    @torch.no_grad()
+    def own_memory(
+        self, batch: Batch, features: Float[Tensor, "b l d"], text_mask: Bool[Tensor, "b l"]
+    ) -> tuple[MemoryBatch, ...]:
+        """The memories of a batch, their noised edited half replaced by what the network makes of it."""
+        assert batch.memory_sigma is not None
+        count = len(batch.memory)
+        x_t, source = torch.cat([item.latents for item in batch.memory]).chunk(2, dim=1)
+        sigma = batch.memory_sigma.repeat(count)
+        output = self.transformer(
+            torch.cat([x_t, source], dim=1),
+            sigma * NUM_TRAIN_TIMESTEPS,
+            features.repeat(count, 1, 1),
+            encoder_attention_mask=text_mask.repeat(count, 1),
+        ).sample
+        edited = predicted_x_0(
+            output, x_t, sigma, source=source, prediction_type=self.transformer.config.prediction_type
+        )
+        latents = torch.cat([edited, source], dim=1).chunk(count)
+        return tuple(replace(item, latents=part) for item, part in zip(batch.memory, latents, strict=True))
 
 
 def editing_loss(
