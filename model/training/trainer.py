@@ -21,7 +21,7 @@ from model.flow import NUM_TRAIN_TIMESTEPS, add_noise, predicted_x_0
 from model.geometry import Geometry
 from model.presets import resolve_preset, write_preset_file
 from model.text_encoder import ByteTextEncoder
-from model.training.batches import Batch, BatchSampler, load_cache
+from model.training.batches import WORLD_FRAMES, Batch, BatchSampler, load_cache
 from model.training.codec_fit import fit_codec, noise_videos, world_videos
 from model.transformer import MemoryAttention, MemoryTransformer3DModel, merging_blocks
 from model.types import MemoryBatch
@@ -30,6 +30,8 @@ from model.weights import load_codec, load_strictly
 TINY_SIZES = ((64, 64), (56, 72), (48, 88), (40, 96), (72, 56), (88, 48), (96, 40))
 CODEC_SEED = 1_000_000
 """Worlds the codec is fitted on: none of those the network is trained on."""
+SHORT_SEED = 100_000
+"""First of the worlds of one segment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,8 @@ class TrainingConfig:
         shift: training sigmas are uniform, shifted towards noise by this.
         memory_attention: "joint" as in the paper, or "isolated": memories attend only to themselves, are computed once per
             segment instead of at every step, and read no text.
+        memoryless: share of batches without memory; they come from the short worlds.
+        num_worlds, num_short_worlds: videos of six segments, and of one.
         merging: give the network compressors of memory frames, and use them in half of the batches. Joint attention only.
     """
 
@@ -75,7 +79,9 @@ class TrainingConfig:
     shift: float = 4.0
     memory_attention: MemoryAttention = "joint"
     merging: bool = False
+    memoryless: float = 0.4
     num_worlds: int = 2000
+    num_short_worlds: int = 10_000
     num_codec_worlds: int = 150
     render_workers: int = 2
     num_shards: int = 2
@@ -94,11 +100,12 @@ class TrainingConfig:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("steps", "num_worlds", "num_codec_worlds", "checkpoint_every", "log_every"):
+        for name in ("steps", "num_codec_worlds", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; needs at least 1")
-        if self.num_worlds <= len(self.sizes):
-            raise ValueError(f"num_worlds is {self.num_worlds}; needs more than the {len(self.sizes)} sizes")
+        for name in ("num_worlds", "num_short_worlds"):
+            if getattr(self, name) <= len(self.sizes):
+                raise ValueError(f"{name} is {getattr(self, name)}; needs more than the {len(self.sizes)} sizes")
 
 
 class Editing(nn.Module):
@@ -247,14 +254,21 @@ def train(config: TrainingConfig) -> Path:
     (config.output / "config.json").write_text(json.dumps(asdict(config), indent=2, default=str) + "\n")
 
     codec = prepare_codec(config)
-    cache = load_cache(
-        config.cache, codec=codec, sizes=config.sizes, num_worlds=config.num_worlds, first_seed=0,
-        segment_frames=config.segment_frames, workers=config.render_workers,
+    cache, short = (
+        load_cache(
+            config.cache, codec=codec, sizes=config.sizes, num_worlds=count, first_seed=first_seed,
+            segment_frames=config.segment_frames, workers=config.render_workers, num_frames=num_frames,
+        )
+        for count, first_seed, num_frames in (
+            (config.num_worlds, 0, WORLD_FRAMES),
+            (config.num_short_worlds, SHORT_SEED, config.segment_frames),
+        )
     )  # fmt: skip
-    print(f"{sum(map(len, cache))} segments of {config.num_worlds} worlds", flush=True)
+    print(f"{sum(map(len, cache))} segments of {config.num_worlds} worlds and {sum(map(len, short))} more", flush=True)
     sampler = BatchSampler(
-        cache, seed=config.seed, memory_noise=config.memory_noise, shift=config.shift, is_merging=config.merging
-    )
+        cache, short, seed=config.seed, memory_noise=config.memory_noise, shift=config.shift,
+        memoryless=config.memoryless, is_merging=config.merging,
+    )  # fmt: skip
     range_frames = (config.segment_frames - 1) // codec.config.group_frames + 1
     weights = channel_weights(codec)
 
