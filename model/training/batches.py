@@ -22,7 +22,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from model.codec import PatchCodec
-from model.flow import shift_sigma
+from model.flow import add_noise, shift_sigma
 from model.memory import BASE_KERNEL, COARSE_KERNEL, RELEVANT_KERNEL
 from model.merging import Merging
 from model.training.scene import Split
@@ -37,24 +37,34 @@ FINE: tuple[MemoryRole, Kernel] = ("retrieved", BASE_KERNEL)
 COARSE: tuple[MemoryRole, Kernel] = ("retrieved", COARSE_KERNEL)
 
 LAYOUTS: tuple[tuple[float, Layout], ...] = (
-    (0.25, ()),
-    (0.08, (PREVIOUS,)),
-    (0.12, (RELEVANT,)),
-    (0.15, (PREVIOUS, RELEVANT)),
-    (0.07, (RELEVANT, RELEVANT)),
-    (0.09, (RELEVANT, RELEVANT, RELEVANT)),
-    (0.07, (PREVIOUS, RELEVANT, RELEVANT)),
-    (0.08, (PREVIOUS, RELEVANT, RELEVANT, RELEVANT)),
-    (0.03, (RELEVANT, RELEVANT, COARSE)),
-    (0.03, (COARSE, COARSE)),
-    (0.03, (FINE,)),
+    (0.07, (PREVIOUS,)),
+    (0.16, (RELEVANT,)),
+    (0.21, (PREVIOUS, RELEVANT)),
+    (0.10, (RELEVANT, RELEVANT)),
+    (0.12, (RELEVANT, RELEVANT, RELEVANT)),
+    (0.10, (PREVIOUS, RELEVANT, RELEVANT)),
+    (0.12, (PREVIOUS, RELEVANT, RELEVANT, RELEVANT)),
+    (0.04, (RELEVANT, RELEVANT, COARSE)),
+    (0.04, (COARSE, COARSE)),
+    (0.04, (FINE,)),
 )
-"""(probability, layout). Mostly what inference gives, but a quarter without memory: only there must the instruction be read.
-The last three are the paper's random kernels (section 4.1)."""
+"""(probability, layout) of a batch with memory. Mostly what inference gives; the last three are the paper's random kernels
+(section 4.1)."""
+
 
 MERGING_PROBABILITY = 0.5
 MERGING_SHARES = (0.3, 0.7)
 """Of the memory frames (paper section 4.1: "r in [0.3, 0.7]", read as the share of frames that are merged)."""
+
+SOURCELESS_PROBABILITY = 0.1
+"""Of batches with memory whose memories come without their source half, so that what it is worth can be measured."""
+
+OWN_PROBABILITY = 0.4
+OWN_SIGMAS = (0.4, 0.95)
+"""In this share of the batches with memory the network makes the memories itself, from the truth noised to such a sigma: what the
+edit leaves open is still told, but with the faults of the network's own edits, which is what it will remember."""
+
+WORLD_FRAMES = 102
 
 MIN_VISIBLE = 0.004
 """A segment shows the edit if it changes at least this share of its pixels."""
@@ -89,6 +99,8 @@ class Batch:
     memory: tuple[MemoryBatch, ...]
     merging: Merging | None
     """How memory frames are thinned in this batch."""
+    memory_sigma: Float[Tensor, "b"] | None
+    """Where given, the edited half of every memory is noised to this sigma, for the network to denoise before it is shown."""
 
     def shards(self, count: int) -> list["Batch"]:
         """Equal parts of the batch, in order."""
@@ -103,16 +115,23 @@ class Batch:
                 mask=self.mask[part],
                 memory=tuple(replace(item, latents=item.latents[part]) for item in self.memory),
                 merging=self.merging,
+                memory_sigma=None if self.memory_sigma is None else self.memory_sigma[part],
             )
             for part in (slice(start, start + size) for start in range(0, len(self.instructions), size))
         ]
 
 
 def render_world(
-    seed: int, *, codec: PatchCodec, size: tuple[int, int], segment_frames: int, split: Split = "train"
+    seed: int,
+    *,
+    codec: PatchCodec,
+    size: tuple[int, int],
+    segment_frames: int,
+    num_frames: int = WORLD_FRAMES,
+    split: Split = "train",
 ) -> dict[str, Tensor | str | int]:
     """Latents of every segment of one world, split at its cuts, remainders padded by their last frame."""
-    world = make_world(seed, split=split)
+    world = make_world(seed, split=split, num_frames=num_frames)
     sources: list[Tensor] = []
     edits: list[Tensor] = []
     masks, shots = [], []
@@ -145,11 +164,11 @@ def latent_mask(mask: Bool[Tensor, "T H W"], codec: PatchCodec) -> Bool[Tensor, 
 
 
 def render_segments(
-    seeds: Sequence[int], *, codec: PatchCodec, size: tuple[int, int], segment_frames: int, split: Split = "train",
-    workers: int = 1,
+    seeds: Sequence[int], *, codec: PatchCodec, size: tuple[int, int], segment_frames: int,
+    num_frames: int = WORLD_FRAMES, split: Split = "train", workers: int = 1,
 ) -> Segments:  # fmt: skip
     """The worlds of `seeds` at one frame size."""
-    arguments = [(seed, codec, size, segment_frames, split) for seed in seeds]
+    arguments = [(seed, codec, size, segment_frames, num_frames, split) for seed in seeds]
     if workers > 1:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             done = pool.map(_render_one, arguments, chunksize=4)
@@ -169,13 +188,13 @@ def render_segments(
 
 def _render_one(arguments: tuple) -> dict:
     torch.set_num_threads(1)
-    seed, codec, size, segment_frames, split = arguments
-    return render_world(seed, codec=codec, size=size, segment_frames=segment_frames, split=split)
+    seed, codec, size, segment_frames, num_frames, split = arguments
+    return render_world(seed, codec=codec, size=size, segment_frames=segment_frames, num_frames=num_frames, split=split)
 
 
 def load_cache(
     folder: Path | None, *, codec: PatchCodec, sizes: Sequence[tuple[int, int]], num_worlds: int, first_seed: int,
-    segment_frames: int, workers: int,
+    segment_frames: int, workers: int, num_frames: int = WORLD_FRAMES,
 ) -> list[Segments]:  # fmt: skip
     """Segments of every frame size; `num_worlds` are shared out between the sizes, the first getting twice the share.
 
@@ -187,13 +206,18 @@ def load_cache(
     counts = [num_worlds - share * (len(sizes) - 1)] + [share] * (len(sizes) - 1)
     cache, seed = [], first_seed
     for size, count in zip(sizes, counts, strict=True):
-        name = f"worlds-{seed}-{count}-{size[0]}x{size[1]}x{segment_frames}-{revision}.pt"
+        name = f"worlds-{seed}-{count}-{size[0]}x{size[1]}x{segment_frames}-of-{num_frames}-{revision}.pt"
         path = folder / name if folder else None
         if path is not None and path.exists():
             segments = Segments(**torch.load(path, mmap=True, weights_only=True))
         else:
             segments = render_segments(
-                range(seed, seed + count), codec=codec, size=size, segment_frames=segment_frames, workers=workers
+                range(seed, seed + count),
+                codec=codec,
+                size=size,
+                segment_frames=segment_frames,
+                num_frames=num_frames,
+                workers=workers,
             )
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -213,30 +237,58 @@ def codec_revision(codec: PatchCodec) -> str:
     return digest.hexdigest()[:8]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Pool:
+    """Segments by size, which of their frames show the edit, and their rows by world."""
+
+    segments: Sequence[Segments]
+    visible: list[Bool[Tensor, "n t"]]
+    rows: list[list[list[int]]]
+
+    @classmethod
+    def of(cls, cache: Sequence[Segments]) -> "_Pool":
+        visible = [segments.mask.float().mean((2, 3)) >= MIN_VISIBLE for segments in cache]
+        return cls(segments=cache, visible=visible, rows=[_rows_by_world(segments) for segments in cache])
+
+
 class BatchSampler:
     """Draws batch number `step`, always the same one.
 
     Args:
+        short: worlds of one segment, by size; batches without memory come from them: only there must the instruction be read, and
+            reading is learned from many scenes, not from many views of one.
+        memoryless: share of the batches that have no memory.
         memory_noise: strongest noise put on memory latents, so that the drift of generated memories is no surprise.
         shift: sigmas are uniform, then shifted towards noise by this (`flow.shift_sigma`).
         is_merging: half of the batches with memory have some of its frames merged.
     """
 
     def __init__(
-        self, cache: Sequence[Segments], *, seed: int, memory_noise: float, shift: float, is_merging: bool = False
+        self,
+        cache: Sequence[Segments],
+        short: Sequence[Segments],
+        *,
+        seed: int,
+        memory_noise: float,
+        shift: float,
+        memoryless: float = 0.25,
+        is_merging: bool = False,
     ) -> None:
-        self.cache, self.seed, self.is_merging = cache, seed, is_merging
+        self.pools = {True: _Pool.of(cache), False: _Pool.of(short)}
+        self.seed, self.is_merging, self.memoryless = seed, is_merging, memoryless
         self.memory_noise, self.shift = memory_noise, shift
-        self.visible = [segments.mask.float().mean((2, 3)) >= MIN_VISIBLE for segments in cache]
-        self.rows = [_rows_by_world(segments) for segments in cache]
 
     def batch(self, step: int, *, batch_size: int, num_frames: int) -> Batch:
         """Batch `step`, from every segment a run of `num_frames` latent frames (fewer than all early in training)."""
         generator = torch.Generator().manual_seed(batch_seed(self.seed, step))
-        weights = torch.tensor([float(len(segments)) for segments in self.cache])
+        has_memory = float(torch.rand((), generator=generator)) >= self.memoryless
+        pool = self.pools[has_memory]
+        weights = torch.tensor([float(len(segments)) for segments in pool.segments])
         number = int(torch.multinomial(weights, 1, generator=generator))
-        segments, visible, rows = self.cache[number], self.visible[number], self.rows[number]
-        layout = LAYOUTS[int(torch.multinomial(torch.tensor([p for p, _ in LAYOUTS]), 1, generator=generator))][1]
+        segments, visible, rows = pool.segments[number], pool.visible[number], pool.rows[number]
+        layout: Layout = ()
+        if has_memory:
+            layout = LAYOUTS[int(torch.multinomial(torch.tensor([p for p, _ in LAYOUTS]), 1, generator=generator))][1]
 
         drawn: list[tuple[int, list[int]]] = []
         order = torch.randperm(len(rows), generator=generator).tolist()
@@ -262,11 +314,14 @@ class BatchSampler:
 
         source, x_0, mask = cut([target for target, _ in drawn])
         memory = []
+        is_sourceless = bool(layout) and float(torch.rand((), generator=generator)) < SOURCELESS_PROBABILITY
         for place, (role, kernel) in enumerate(layout):
             clean_source, edited, _ = cut([memories[place] for _, memories in drawn])
             # Only the edited half is ever generated; the source half is always exact.
             level = self.memory_noise * torch.rand(len(edited), 1, 1, 1, 1, generator=generator)
             edited = edited + level * torch.randn(edited.shape, generator=generator)
+            if is_sourceless:
+                clean_source = torch.zeros_like(clean_source)
             memory.append(MemoryBatch(role=role, kernel=kernel, latents=torch.cat([edited, clean_source], dim=1)))
         noise = torch.randn(x_0.shape, generator=generator)
         sigma = shift_sigma(torch.rand(len(drawn), generator=generator), self.shift)
@@ -274,6 +329,14 @@ class BatchSampler:
         if self.is_merging and memory and float(torch.rand((), generator=generator)) < MERGING_PROBABILITY:
             low, high = MERGING_SHARES
             merging = Merging(share=low + (high - low) * float(torch.rand((), generator=generator)))
+        memory_sigma = None
+        if memory and not is_sourceless and float(torch.rand((), generator=generator)) < OWN_PROBABILITY:
+            low, high = OWN_SIGMAS
+            memory_sigma = low + (high - low) * torch.rand(len(drawn), generator=generator)
+            for place, item in enumerate(memory):
+                edited, clean_source = item.latents.chunk(2, dim=1)
+                noised = add_noise(edited, torch.randn(edited.shape, generator=generator), memory_sigma)
+                memory[place] = replace(item, latents=torch.cat([noised, clean_source], dim=1))
         return Batch(
             instructions=[segments.instructions[int(segments.world[target])] for target, _ in drawn],
             source=source,
@@ -283,6 +346,7 @@ class BatchSampler:
             mask=mask,
             memory=tuple(memory),
             merging=merging,
+            memory_sigma=memory_sigma,
         )
 
 

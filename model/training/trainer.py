@@ -1,4 +1,4 @@
-"""Trains a preset from nothing: fits the codec, renders the worlds, trains transformer and text encoder together.
+"""Trains a preset, from nothing or from another: fits the codec, renders the worlds, trains transformer and text encoder together.
 
 Everything random is a function of (seed, step), so a run that was stopped and resumed is the run that was not. A checkpoint is
 one file and appears whole or not at all. The output is a preset folder, its weights the exponential moving average.
@@ -8,7 +8,7 @@ import json
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,16 +19,19 @@ from torch.utils.tensorboard import SummaryWriter
 from model.codec import PatchCodec
 from model.flow import NUM_TRAIN_TIMESTEPS, add_noise, predicted_x_0
 from model.geometry import Geometry
-from model.presets import write_preset_file
+from model.presets import resolve_preset, write_preset_file
 from model.text_encoder import ByteTextEncoder
-from model.training.batches import Batch, BatchSampler, load_cache
+from model.training.batches import WORLD_FRAMES, Batch, BatchSampler, load_cache
 from model.training.codec_fit import fit_codec, noise_videos, world_videos
 from model.transformer import MemoryAttention, MemoryTransformer3DModel, merging_blocks
-from model.weights import load_codec
+from model.types import MemoryBatch
+from model.weights import load_codec, load_strictly
 
 TINY_SIZES = ((64, 64), (56, 72), (48, 88), (40, 96), (72, 56), (88, 48), (96, 40))
 CODEC_SEED = 1_000_000
 """Worlds the codec is fitted on: none of those the network is trained on."""
+SHORT_SEED = 100_000
+"""First of the worlds of one segment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,8 @@ class TrainingConfig:
         output: folder for checkpoint, logs and the finished preset.
         cache: folder that keeps rendered worlds between runs; none: they are rendered anew.
         resume: go on from `output`'s checkpoint (which must be there).
+        base: preset folder (or name) whose codec, network and text encoder training starts from; none: from nothing. What the base
+            does not have (compressors of memory frames) starts new.
         num_shards: parts of a batch worked on at the same time, one CPU thread each; part of what the result depends on.
         steps: length of the learning-rate schedule, and where the run ends.
         minutes: stop (and write the preset) after this much time even if steps are left; resumable.
@@ -51,12 +56,15 @@ class TrainingConfig:
         shift: training sigmas are uniform, shifted towards noise by this.
         memory_attention: "joint" as in the paper, or "isolated": memories attend only to themselves, are computed once per
             segment instead of at every step, and read no text.
+        memoryless: share of batches without memory; they come from the short worlds.
+        num_worlds, num_short_worlds: videos of six segments, and of one.
         merging: give the network compressors of memory frames, and use them in half of the batches. Joint attention only.
     """
 
     output: Path
     cache: Path | None = None
     resume: bool = False
+    base: str | None = None
     seed: int = 0
     steps: int = 2400
     minutes: float | None = None
@@ -71,7 +79,9 @@ class TrainingConfig:
     shift: float = 4.0
     memory_attention: MemoryAttention = "joint"
     merging: bool = False
+    memoryless: float = 0.4
     num_worlds: int = 2000
+    num_short_worlds: int = 10_000
     num_codec_worlds: int = 150
     render_workers: int = 2
     num_shards: int = 2
@@ -90,11 +100,12 @@ class TrainingConfig:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("steps", "num_worlds", "num_codec_worlds", "checkpoint_every", "log_every"):
+        for name in ("steps", "num_codec_worlds", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; needs at least 1")
-        if self.num_worlds <= len(self.sizes):
-            raise ValueError(f"num_worlds is {self.num_worlds}; needs more than the {len(self.sizes)} sizes")
+        for name in ("num_worlds", "num_short_worlds"):
+            if getattr(self, name) <= len(self.sizes):
+                raise ValueError(f"{name} is {getattr(self, name)}; needs more than the {len(self.sizes)} sizes")
 
 
 class Editing(nn.Module):
@@ -123,19 +134,41 @@ class Editing(nn.Module):
     def forward(self, batch: Batch, *, num_range_frames: int) -> Float[Tensor, "b c t h w"]:
         """Predicted x_0 of a batch."""
         features, text_mask = self.text_encoder(batch.instructions)
+        memory = self.own_memory(batch, features, text_mask) if batch.memory_sigma is not None else batch.memory
         x_t = add_noise(batch.x_0, batch.noise, batch.sigma)
         output = self.transformer(
             torch.cat([x_t, batch.source], dim=1),
             batch.sigma * NUM_TRAIN_TIMESTEPS,
             features,
             encoder_attention_mask=text_mask,
-            memory=batch.memory,
+            memory=memory,
             num_range_frames=num_range_frames,
             merging=batch.merging,
         ).sample
         return predicted_x_0(
             output, x_t, batch.sigma, source=batch.source, prediction_type=self.transformer.config.prediction_type
         )
+
+    @torch.no_grad()
+    def own_memory(
+        self, batch: Batch, features: Float[Tensor, "b l d"], text_mask: Bool[Tensor, "b l"]
+    ) -> tuple[MemoryBatch, ...]:
+        """The memories of a batch, their noised edited half replaced by what the network makes of it."""
+        assert batch.memory_sigma is not None
+        count = len(batch.memory)
+        x_t, source = torch.cat([item.latents for item in batch.memory]).chunk(2, dim=1)
+        sigma = batch.memory_sigma.repeat(count)
+        output = self.transformer(
+            torch.cat([x_t, source], dim=1),
+            sigma * NUM_TRAIN_TIMESTEPS,
+            features.repeat(count, 1, 1),
+            encoder_attention_mask=text_mask.repeat(count, 1),
+        ).sample
+        edited = predicted_x_0(
+            output, x_t, sigma, source=source, prediction_type=self.transformer.config.prediction_type
+        )
+        latents = torch.cat([edited, source], dim=1).chunk(count)
+        return tuple(replace(item, latents=part) for item, part in zip(batch.memory, latents, strict=True))
 
 
 def editing_loss(
@@ -221,19 +254,28 @@ def train(config: TrainingConfig) -> Path:
     (config.output / "config.json").write_text(json.dumps(asdict(config), indent=2, default=str) + "\n")
 
     codec = prepare_codec(config)
-    cache = load_cache(
-        config.cache, codec=codec, sizes=config.sizes, num_worlds=config.num_worlds, first_seed=0,
-        segment_frames=config.segment_frames, workers=config.render_workers,
+    cache, short = (
+        load_cache(
+            config.cache, codec=codec, sizes=config.sizes, num_worlds=count, first_seed=first_seed,
+            segment_frames=config.segment_frames, workers=config.render_workers, num_frames=num_frames,
+        )
+        for count, first_seed, num_frames in (
+            (config.num_worlds, 0, WORLD_FRAMES),
+            (config.num_short_worlds, SHORT_SEED, config.segment_frames),
+        )
     )  # fmt: skip
-    print(f"{sum(map(len, cache))} segments of {config.num_worlds} worlds", flush=True)
+    print(f"{sum(map(len, cache))} segments of {config.num_worlds} worlds and {sum(map(len, short))} more", flush=True)
     sampler = BatchSampler(
-        cache, seed=config.seed, memory_noise=config.memory_noise, shift=config.shift, is_merging=config.merging
-    )
+        cache, short, seed=config.seed, memory_noise=config.memory_noise, shift=config.shift,
+        memoryless=config.memoryless, is_merging=config.merging,
+    )  # fmt: skip
     range_frames = (config.segment_frames - 1) // codec.config.group_frames + 1
     weights = channel_weights(codec)
 
     torch.manual_seed(config.seed)
     editing = Editing(config)
+    if config.base is not None:
+        load_base(editing, resolve_preset(config.base).path)
     parameters = [p for p in editing.parameters() if p.requires_grad]
     average = [p.detach().clone() for p in parameters]
     optimizers = make_optimizers(editing, config)
@@ -324,11 +366,27 @@ def train(config: TrainingConfig) -> Path:
     return write_preset(config, codec, editing, average)
 
 
+def load_base(editing: Editing, folder: Path) -> None:
+    """Weights of a preset into what is trained.
+
+    Raises:
+        ValueError: if tensors are missing (but for compressors of memory frames) or unknown.
+    """
+    load_strictly(editing.transformer, folder / "transformer", may_lack="memory_compressors.")
+    editing.text_encoder.encoder.load_state_dict(
+        ByteTextEncoder.from_pretrained(folder / "text_encoder").encoder.state_dict()
+    )
+
+
 def prepare_codec(config: TrainingConfig) -> PatchCodec:
     """The run's codec: fitted once, then kept beside the checkpoint, so that a resumed run has the same."""
     folder = config.output / "codec"
     if (folder / "config.json").exists():
         return load_codec(folder)
+    if config.base is not None:
+        codec = load_codec(resolve_preset(config.base).path / "codec")
+        codec.save_pretrained(folder)
+        return codec
     size = config.sizes[0]
     videos = [
         *world_videos(config.num_codec_worlds, seed=CODEC_SEED, size=size),

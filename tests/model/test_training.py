@@ -35,6 +35,7 @@ def micro(output: Path, cache: Path) -> TrainingConfig:
         steps=6,
         stages=((3, 1, 4), (3, 5, 2)),
         num_worlds=5,
+        num_short_worlds=5,
         num_codec_worlds=1,
         render_workers=1,
         num_layers=1,
