@@ -25,7 +25,7 @@ from model.training.batches import WORLD_FRAMES, Batch, BatchSampler, load_cache
 from model.training.codec_fit import fit_codec, noise_videos, world_videos
 from model.transformer import MemoryAttention, MemoryTransformer3DModel, merging_blocks
 from model.types import MemoryBatch
-from model.weights import load_codec, load_strictly
+from model.weights import load_codec, load_transformer
 
 TINY_SIZES = ((64, 64), (56, 72), (48, 88), (40, 96), (72, 56), (88, 48), (96, 40))
 CODEC_SEED = 1_000_000
@@ -370,12 +370,18 @@ def load_base(editing: Editing, folder: Path) -> None:
     """Weights of a preset into what is trained.
 
     Raises:
-        ValueError: if tensors are missing (but for compressors of memory frames) or unknown.
+        ValueError: if the preset's network or text encoder is another than the one to be trained (it may lack compressors).
     """
-    load_strictly(editing.transformer, folder / "transformer", may_lack="memory_compressors.")
-    editing.text_encoder.encoder.load_state_dict(
-        ByteTextEncoder.from_pretrained(folder / "text_encoder").encoder.state_dict()
-    )
+    base = load_transformer(folder / "transformer")
+    text_encoder = ByteTextEncoder.from_pretrained(folder / "text_encoder")
+    try:
+        missing, unknown = editing.transformer.load_state_dict(base.state_dict(), strict=False)
+        editing.text_encoder.load_state_dict(text_encoder.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"base {folder} has other sizes than what is to be trained: {error}") from error
+    lost = [name for name in missing if not name.startswith("memory_compressors.")]
+    if lost or unknown:
+        raise ValueError(f"base {folder} does not fit: missing {lost[:5]}, unknown {unknown[:5]}")
 
 
 def prepare_codec(config: TrainingConfig) -> PatchCodec:

@@ -10,9 +10,10 @@ import torch
 from model.presets import folder_revision, load_editor
 from model.training.batches import MIN_VISIBLE, BatchSampler, Segments, load_cache, render_segments
 from model.training.codec_fit import fit_codec, world_videos
-from model.training.trainer import TrainingConfig, editing_loss, learning_rate, stage_at, train
+from model.training.trainer import Editing, TrainingConfig, editing_loss, learning_rate, stage_at, train
 from model.training.worlds import make_world
 from model.types import EditRequest, MemoryVideo
+from model.weights import load_transformer
 
 SIZES = ((16, 16), (12, 24))
 
@@ -25,7 +26,7 @@ def cache() -> list[Segments]:
 
 @pytest.fixture
 def sampler(cache: list[Segments]) -> BatchSampler:
-    return BatchSampler(cache, seed=3, memory_noise=0.1, shift=4.0)
+    return BatchSampler(cache, cache, seed=3, memory_noise=0.1, shift=4.0)
 
 
 def micro(output: Path, cache: Path) -> TrainingConfig:
@@ -98,9 +99,37 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
         TrainingConfig(output=tmp_path, num_worlds=7)
 
 
+def test_training_starts_from_a_base(tmp_path: Path) -> None:
+    """What the base has is taken over, what it lacks starts new; a base of other sizes is refused."""
+    config = replace(micro(tmp_path / "base", tmp_path / "cache"), num_layers=3, steps=2, stages=((2, 1, 4),))
+    base = train(config)
+    further = replace(config, output=tmp_path / "further", base=str(base), merging=True, learning_rate=1e-12, steps=1)
+    before, after = (load_transformer(folder / "transformer").state_dict() for folder in (base, train(further)))
+    assert all(torch.allclose(after[name], tensor, atol=1e-6) for name, tensor in before.items())
+    new = {name for name in after if name not in before}
+    assert new
+    assert all(name.startswith("memory_compressors.") for name in new)
+    with pytest.raises(ValueError, match="has other sizes than what is to be trained"):
+        train(replace(further, output=tmp_path / "other", num_heads=1))
+
+
+def test_own_memories_are_made_from_the_noised_truth(cache: list[Segments]) -> None:
+    """A network that changes nothing remembers the source; the source half stays."""
+    sampler = BatchSampler(cache, cache, seed=3, memory_noise=0.0, shift=4.0, memoryless=0.0)
+    batches = (sampler.batch(step, batch_size=2, num_frames=2) for step in range(40))
+    batch = next(batch for batch in batches if batch.memory_sigma is not None)
+    editing = Editing(micro(Path(), Path()))
+    features, mask = editing.text_encoder(batch.instructions)
+    for noised, own in zip(batch.memory, editing.own_memory(batch, features, mask), strict=True):
+        edited, source = own.latents.chunk(2, dim=1)
+        torch.testing.assert_close(edited, source)
+        assert torch.equal(source, noised.latents[:, 48:])
+        assert (own.role, own.kernel) == (noised.role, noised.kernel)
+
+
 def test_a_batch_is_a_function_of_its_step(sampler: BatchSampler, cache: list[Segments]) -> None:
-    again = BatchSampler(cache, seed=3, memory_noise=0.1, shift=4.0)
-    other = BatchSampler(cache, seed=4, memory_noise=0.1, shift=4.0)
+    again = BatchSampler(cache, cache, seed=3, memory_noise=0.1, shift=4.0)
+    other = BatchSampler(cache, cache, seed=4, memory_noise=0.1, shift=4.0)
     sampler.batch(0, batch_size=4, num_frames=1)
     one, two = (s.batch(7, batch_size=4, num_frames=2) for s in (sampler, again))
     assert one.instructions == two.instructions
@@ -112,7 +141,8 @@ def test_a_batch_is_a_function_of_its_step(sampler: BatchSampler, cache: list[Se
 
 def test_half_of_the_batches_with_memory_merge_where_that_is_asked_for(cache: list[Segments]) -> None:
     plain, merging = (
-        BatchSampler(cache, seed=3, memory_noise=0.1, shift=4.0, is_merging=is_merging) for is_merging in (False, True)
+        BatchSampler(cache, cache, seed=3, memory_noise=0.1, shift=4.0, is_merging=is_merging)
+        for is_merging in (False, True)
     )
     batches = [merging.batch(step, batch_size=2, num_frames=1) for step in range(200)]
     with_memory = [batch for batch in batches if batch.memory]
@@ -129,24 +159,33 @@ def test_half_of_the_batches_with_memory_merge_where_that_is_asked_for(cache: li
 def test_batches_come_in_every_layout_and_memories_belong_to_their_world(
     sampler: BatchSampler, cache: list[Segments]
 ) -> None:
-    clean = BatchSampler(cache, seed=3, memory_noise=0.0, shift=4.0)
+    clean = BatchSampler(cache, cache, seed=3, memory_noise=0.0, shift=4.0)
     world_of = {
         segments.source[row].float().sum().item(): int(segments.world[row])
         for segments in cache
         for row in range(len(segments))
     }
-    layouts = set()
-    for step in range(40):
+    layouts, num_sourceless, num_own = set(), 0, 0
+    for step in range(60):
         batch = clean.batch(step, batch_size=2, num_frames=5)
         layouts.add(tuple((item.role, item.kernel) for item in batch.memory))
+        is_sourceless = bool(batch.memory) and not any(bool(item.latents[:, 48:].any()) for item in batch.memory)
+        num_sourceless += is_sourceless
+        if batch.memory_sigma is not None:
+            num_own += 1
+            assert batch.memory
+            assert not is_sourceless, "what the network makes itself it makes from the source"
+            assert 0.4 <= float(batch.memory_sigma.min()) <= float(batch.memory_sigma.max()) <= 0.95
         for sample in range(len(batch.instructions)):
             world = world_of[batch.source[sample].sum().item()]
             assert batch.instructions[sample] == make_world(world, split="train").instruction
-            for item in batch.memory:
+            for item in batch.memory if not is_sourceless else ():
                 assert world_of[item.latents[sample, 48:].sum().item()] == world
                 assert not torch.equal(item.latents[sample, 48:], batch.source[sample])
     assert () in layouts
     assert len(layouts) > 6
+    assert 0 < num_sourceless < 20
+    assert 5 < num_own < 40
 
 
 def test_segments_never_span_a_cut_and_short_ones_repeat_their_last_frame() -> None:
