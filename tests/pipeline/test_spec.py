@@ -54,7 +54,7 @@ def changed_at(value, path, leaf):
 
 def test_golden_ids():
     # These name folders that users have. If one changes, SPEC_VERSION or PREPARE_VERSION must have changed with it.
-    assert SPEC.edit_id == "74d0fcf2b487cb1f"
+    assert SPEC.edit_id == "63d95ebba035409a"
     prepared = prepare_id("ab" * 32, geometry=GEOMETRY, shots=SPEC.shots, embedder_revision="clip0")
     assert prepared == "09bdd793607896a3"
 
