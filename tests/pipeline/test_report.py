@@ -350,7 +350,7 @@ def test_graph_carries_the_frozen_plan(workspace):
 def test_unfinished_video_shows_what_is_done_and_what_failed(workspace):
     mixed(workspace)
     edit = workspace.store / "videos/poison/edits/e0e0e0e0"
-    (edit / "latents").write_bytes("segment-00004.parquet", b"written, not committed")
+    (edit / "latents").write_json("segment-00004.json", {"worker": "written, not committed"})
     (edit / "attempts").write_json("edit-00003-1.json", {})
     (edit / "attempts").write_json("edit-00003-2.json", {})
     page = Page(workspace.write())
