@@ -8,6 +8,7 @@ diffusers' own `from_pretrained` wants `accelerate` for this.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -117,13 +118,13 @@ def safe(file: Path) -> Iterator[tuple[str, Stored]]:
 
     with safe_open(file, framework="pt") as opened:
         for name in opened.keys():  # noqa: SIM118 - not a mapping
-            yield name, Stored(tuple(opened.get_slice(name).get_shape()), lambda device, name=name: read(name, device))
+            yield name, Stored(tuple(opened.get_slice(name).get_shape()), partial(read, name))
 
 
 def pickled(file: Path) -> Iterator[tuple[str, Stored]]:
     state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     for name, tensor in state.get("state_dict", state).items():
-        yield name, Stored(tuple(tensor.shape), lambda device, tensor=tensor: tensor.to(device))
+        yield name, Stored(tuple(tensor.shape), tensor.to)
 
 
 def fill(
