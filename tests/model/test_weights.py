@@ -253,7 +253,7 @@ for dtype in (torch.bfloat16, torch.float32):
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     network = load_transformer(Path(sys.argv[1]), dtype=dtype)
-    total = sum(float(parameter.sum()) for parameter in network.parameters())
+    total = sum(float(parameter.detach().sum()) for parameter in network.parameters())
     print(resident("VmHWM") - before, sum(parameter.nbytes for parameter in network.parameters()), total)
     del network
 """
