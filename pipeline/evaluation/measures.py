@@ -29,6 +29,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.editor import MemoryEditor
 from model.memory import Kernel, MemoryRole, MemorySettings
 from model.presets import load_editor
 from model.training.worlds import edited_attribute
@@ -219,14 +220,27 @@ def steps_within(plan: Sequence[PlannedSegment], segment: PlannedSegment) -> sli
 def edit_flops(
     preset: str, settings: MemorySettings, layout: tuple[tuple[MemoryRole, Kernel], ...], size: tuple[int, int]
 ) -> int:
-    """Counted by torch while a segment with memories of these (role, kernel) is edited; they are noise, so that none of them is
-    found encoded already."""
+    """Counted by torch while a segment with memories of these (role, kernel) is edited.
+
+    One and two steps are counted; every further one costs what the second does. The memories are noise, so that none of them
+    is found encoded already.
+    """
     editor = editor_of(preset)
+    assert isinstance(editor, MemoryEditor)
+    sampler = editor.preset.sampler
     height, width = size
     latent = editor.encode(torch.zeros(editor.geometry.segment_frames, height, width, 3, dtype=torch.uint8))
-    memory = tuple(
-        MemoryVideo(role=role, kernel=kernel, edited=torch.randn_like(latent), source=latent) for role, kernel in layout
-    )
-    with FlopCounterMode(display=False) as counter:
-        editor.edit(EditRequest(instruction="make it red", source=latent, memory=memory, seed=0, settings=settings))
-    return counter.get_total_flops()
+
+    def count(num_steps: int) -> int:
+        short = replace(editor.preset, sampler={**sampler, "num_inference_steps": num_steps})
+        memory = tuple(
+            MemoryVideo(role=role, kernel=kernel, edited=torch.randn_like(latent), source=latent)
+            for role, kernel in layout
+        )
+        request = EditRequest(instruction="make it red", source=latent, memory=memory, seed=0, settings=settings)
+        with FlopCounterMode(display=False) as counter:
+            replace(editor, preset=short).edit(request)
+        return counter.get_total_flops()
+
+    first, both = count(1), count(2)
+    return first + (sampler["num_inference_steps"] - 1) * (both - first)

@@ -123,11 +123,12 @@ def plot_metrics(table: pa.Table, methods: Sequence[str], path: Path, evaluation
     figure, panels = new_figure(columns=len(PLOTTED))
     for axes, metric in zip(panels, PLOTTED, strict=True):
         values = per_video(table, metric)
-        for place, method in enumerate(methods):
+        for place, (method, colour) in enumerate(zip(methods, colours(len(methods)), strict=True)):
             if found := values.get(method):
                 mean, low, high = mean_interval(list(found.values()), seed=evaluation.seed)
-                axes.bar(place, mean, yerr=[[mean - low], [high - mean]], capsize=3, color=colours(len(methods))[place])
-        axes.set_xticks(range(len(methods)), methods, rotation=60, ha="right", fontsize=7)
+                axes.barh(place, mean, xerr=[[mean - low], [high - mean]], capsize=3, color=colour)
+        axes.set_yticks(range(len(methods)), methods if axes is panels[0] else [""] * len(methods), fontsize=8)
+        axes.invert_yaxis()
         axes.set_title(metric, fontsize=10)
     figure.savefig(path, dpi=110)
     return path

@@ -1,5 +1,6 @@
 """Measures on frames whose answer is known, figures on rows whose answer is known, and the suite's worlds."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,10 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.memory import MemorySettings
+from model.presets import load_editor
+from model.types import EditRequest, MemoryVideo
 from pipeline.evaluation.evaluate import METRICS_SCHEMA, Evaluation, evaluate
-from pipeline.evaluation.measures import Frames, Row, measure
+from pipeline.evaluation.measures import Frames, Row, edit_flops, measure
 from pipeline.evaluation.ssim import ssim
 from pipeline.evaluation.style import fit_style, style_distance
 from pipeline.evaluation.suite import SuiteVideo, draw_suite, load_truth, returns, truth_of, visits
@@ -151,6 +155,26 @@ def test_ssim_is_its_formula() -> None:
     assert ssim(y, y).tolist() == pytest.approx([1, 1])
     with pytest.raises(ValueError, match="frames are 10x12 px; ssim needs at least 11"):
         ssim(x[:, :10], y[:, :10])
+
+
+@pytest.mark.parametrize("memory_attention", ["joint", "isolated"])
+def test_flops_are_those_of_all_steps(memory_attention: str, tmp_path: Path) -> None:
+    """Against a count of the whole edit, here of five steps; a memory that is encoded once is counted once."""
+    folder = write_random_preset(tmp_path / "five", memory_attention=memory_attention)
+    document = json.loads((folder / "preset.json").read_text())
+    document["sampler"]["num_inference_steps"] = 5
+    (folder / "preset.json").write_text(json.dumps(document))
+    layout = (("previous", (1, 2, 2)), ("retrieved", (1, 4, 4)), ("retrieved", (1, 4, 4)))
+    latents = [torch.randn(48, 5, 16, 16) for _ in layout]
+    memory = tuple(
+        MemoryVideo(role=role, kernel=kernel, edited=latent, source=latent)
+        for (role, kernel), latent in zip(layout, latents, strict=True)
+    )
+    with FlopCounterMode(display=False) as counter:
+        load_editor(folder).edit(EditRequest(instruction="make it red", source=latents[0], memory=memory, seed=0))
+    settings = MemorySettings().resolved({})
+    assert edit_flops(str(folder), settings, layout, (64, 64)) == counter.get_total_flops()
+    assert edit_flops(str(folder), settings, layout[:2], (64, 64)) < counter.get_total_flops()
 
 
 def test_a_cut_is_no_flicker() -> None:
