@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.editor import MemoryEditor
+from model.editor import MemoryEditor, make_sampler
 from model.memory import Kernel, MemoryRole, MemorySettings
 from model.presets import load_editor
 from model.training.worlds import edited_attribute
@@ -239,7 +239,7 @@ def edit_flops(
         )
         request = EditRequest(instruction="make it red", source=latent, memory=memory, seed=0, settings=settings)
         with FlopCounterMode(display=False) as counter:
-            replace(editor, preset=short).edit(request)
+            replace(editor, preset=short, sampler=make_sampler(short)).edit(request)
         return counter.get_total_flops()
 
     first, both = count(1), count(2)
