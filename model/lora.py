@@ -75,7 +75,6 @@ def read_lora(lora: LoRA) -> LoRAMerger:
         ValueError: if it is no LoRA file, or holds something that is not understood.
     """
     factors: dict[str, Update] = {}
-    biases: dict[str, list[Update]] = {}
     try:
         with safe_open(lora.path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -112,7 +111,7 @@ def read_lora(lora: LoRA) -> LoRAMerger:
         raise ValueError(f"LoRA {lora.path} has one factor only of {halves[:5]}")
     for name, update in factors.items():
         plain.setdefault(name, []).append(update)
-    return LoRAMerger(path=lora.path, scale=lora.scale, updates=plain | biases)
+    return LoRAMerger(path=lora.path, scale=lora.scale, updates=plain)
 
 
 def shared_alpha(metadata: dict[str, str], component: str) -> float | None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from model.training.worlds import World, make_world, render, render_frames
+from model.training.worlds import SEGMENT_FRAMES, World, make_world, render, render_frames
 from retrieval.embed import BUNDLED_FOLDER, Embedder, embedder_revision, load_embedder
 from retrieval.train_clip import TINY_CLIP, ClipTraining, ImagePairs, new_clip, save_clip, train_clip
 
@@ -26,7 +26,6 @@ WORLD_FRAMES = 238
 RENDER_SIZES = ((64, 64), (56, 72), (48, 88), (72, 56))
 SAME_VIEW_RAD, OTHER_VIEW_RAD = 0.35, 0.8
 SAME_PLACE_M, OTHER_PLACE_M = 1.2, 5.0
-SEGMENT_FRAMES = 17
 EVAL_SEGMENTS = 60
 MIN_VISIBLE_SHARE = 0.01
 """Of a segment's pixels: less of the target is no visit."""

@@ -25,6 +25,8 @@ SHAPE_WORDS: dict[str, tuple[str, ...]] = {
 }
 TEXTURE_WORDS = {"plain": "", "mottled": "mottled ", "stripes": "striped ", "checker": "checkered ", "tiles": "tiled "}
 NOISE_BANKS = {"train": 1, "heldout": 2}
+SEGMENT_FRAMES = 17
+"""Of `tiny`: what absences and lengths of worlds are counted in."""
 
 
 def is_heldout_pair(colour: str, shape: str) -> bool:

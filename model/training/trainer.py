@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from model.codec import PatchCodec
 from model.flow import NUM_TRAIN_TIMESTEPS, add_noise, predicted_x_0
 from model.geometry import Geometry
-from model.presets import resolve_preset, write_preset_file
+from model.presets import Preset, resolve_preset, write_preset_file
 from model.text_encoder import ByteTextEncoder
 from model.training.batches import WORLD_FRAMES, Batch, BatchSampler, load_cache
 from model.training.codec_fit import fit_codec, noise_videos, world_videos
@@ -136,18 +137,29 @@ class Editing(nn.Module):
         features, text_mask = self.text_encoder(batch.instructions)
         memory = self.own_memory(batch, features, text_mask) if batch.memory_sigma is not None else batch.memory
         x_t = add_noise(batch.x_0, batch.noise, batch.sigma)
+        return self.denoise(
+            x_t, batch.source, batch.sigma, features, text_mask,
+            memory=memory, num_range_frames=num_range_frames, merging=batch.merging,
+        )  # fmt: skip
+
+    def denoise(
+        self,
+        x_t: Float[Tensor, "b c t h w"],
+        source: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, "b"],
+        features: Float[Tensor, "b l d"],
+        text_mask: Bool[Tensor, "b l"],
+        **memory: Any,
+    ) -> Float[Tensor, "b c t h w"]:
+        """Predicted x_0; `memory` is what the transformer is told of memories."""
         output = self.transformer(
-            torch.cat([x_t, batch.source], dim=1),
-            batch.sigma * NUM_TRAIN_TIMESTEPS,
+            torch.cat([x_t, source], dim=1),
+            sigma * NUM_TRAIN_TIMESTEPS,
             features,
             encoder_attention_mask=text_mask,
-            memory=memory,
-            num_range_frames=num_range_frames,
-            merging=batch.merging,
+            **memory,
         ).sample
-        return predicted_x_0(
-            output, x_t, batch.sigma, source=batch.source, prediction_type=self.transformer.config.prediction_type
-        )
+        return predicted_x_0(output, x_t, sigma, source=source, prediction_type=self.transformer.config.prediction_type)
 
     @torch.no_grad()
     def own_memory(
@@ -158,15 +170,7 @@ class Editing(nn.Module):
         count = len(batch.memory)
         x_t, source = torch.cat([item.latents for item in batch.memory]).chunk(2, dim=1)
         sigma = batch.memory_sigma.repeat(count)
-        output = self.transformer(
-            torch.cat([x_t, source], dim=1),
-            sigma * NUM_TRAIN_TIMESTEPS,
-            features.repeat(count, 1, 1),
-            encoder_attention_mask=text_mask.repeat(count, 1),
-        ).sample
-        edited = predicted_x_0(
-            output, x_t, sigma, source=source, prediction_type=self.transformer.config.prediction_type
-        )
+        edited = self.denoise(x_t, source, sigma, features.repeat(count, 1, 1), text_mask.repeat(count, 1))
         latents = torch.cat([edited, source], dim=1).chunk(count)
         return tuple(replace(item, latents=part) for item, part in zip(batch.memory, latents, strict=True))
 
@@ -275,7 +279,7 @@ def train(config: TrainingConfig) -> Path:
     torch.manual_seed(config.seed)
     editing = Editing(config)
     if config.base is not None:
-        load_base(editing, resolve_preset(config.base).path)
+        load_base(editing, resolve_preset(config.base))
     parameters = [p for p in editing.parameters() if p.requires_grad]
     average = [p.detach().clone() for p in parameters]
     optimizers = make_optimizers(editing, config)
@@ -366,22 +370,22 @@ def train(config: TrainingConfig) -> Path:
     return write_preset(config, codec, editing, average)
 
 
-def load_base(editing: Editing, folder: Path) -> None:
+def load_base(editing: Editing, preset: Preset) -> None:
     """Weights of a preset into what is trained.
 
     Raises:
         ValueError: if the preset's network or text encoder is another than the one to be trained (it may lack compressors).
     """
-    base = load_transformer(folder / "transformer")
-    text_encoder = ByteTextEncoder.from_pretrained(folder / "text_encoder")
+    base = load_transformer(preset.components["transformer"])
+    text_encoder = ByteTextEncoder.from_pretrained(preset.components["text_encoder"])
     try:
         missing, unknown = editing.transformer.load_state_dict(base.state_dict(), strict=False)
         editing.text_encoder.load_state_dict(text_encoder.state_dict())
     except RuntimeError as error:
-        raise ValueError(f"base {folder} has other sizes than what is to be trained: {error}") from error
+        raise ValueError(f"base {preset.path} has other sizes than what is to be trained: {error}") from error
     lost = [name for name in missing if not name.startswith("memory_compressors.")]
     if lost or unknown:
-        raise ValueError(f"base {folder} does not fit: missing {lost[:5]}, unknown {unknown[:5]}")
+        raise ValueError(f"base {preset.path} does not fit: missing {lost[:5]}, unknown {unknown[:5]}")
 
 
 def prepare_codec(config: TrainingConfig) -> PatchCodec:
@@ -390,7 +394,7 @@ def prepare_codec(config: TrainingConfig) -> PatchCodec:
     if (folder / "config.json").exists():
         return load_codec(folder)
     if config.base is not None:
-        codec = load_codec(resolve_preset(config.base).path / "codec")
+        codec = load_codec(resolve_preset(config.base).components["codec"])
         codec.save_pretrained(folder)
         return codec
     size = config.sizes[0]

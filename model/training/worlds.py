@@ -20,6 +20,7 @@ from model.training.palette import CHROMATIC, FAMILIES
 from model.training.rendering import WorldFrames, edited_attribute, render_scene
 from model.training.scene import (
     NOISE_BANKS,
+    SEGMENT_FRAMES,
     SHAPE_WORDS,
     TEXTURE_WORDS,
     Scene,
@@ -42,8 +43,6 @@ __all__ = [
     "render",
     "render_frames",
 ]
-
-SEGMENT_FRAMES = 17
 
 
 @dataclass(frozen=True, kw_only=True)

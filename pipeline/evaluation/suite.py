@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model.training.scene import SEGMENT_FRAMES
 from pipeline.video.io import write_video
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 TASKS = ("recolour", "recolour", "hat", "restyle")
 WHOLE_FRAME_TASKS = ("restyle",)
 """Those that change every pixel; the others change an object."""
-SEGMENT_FRAMES = 17
 SHORT_SEGMENTS, LONG_SEGMENTS = 14, 54
 """Of `SEGMENT_FRAMES`: 238 and 918 frames."""
 LONG_EVERY = 4
@@ -94,15 +94,15 @@ def _draw_video(task: tuple[str, int, int, tuple[int, int]]) -> SuiteVideo:
     folder, number, seed, size = Path(task[0]), *task[1:]
     name = f"s{seed}-v{number:03d}-{size[0]}x{size[1]}"
     path, description = folder / f"{name}.mp4", folder / f"{name}.json"
-    if description.exists() and path.with_suffix(".truth.npz").exists():  # written last
-        found = json.loads(description.read_text())
-        return SuiteVideo(**{**found, "size": tuple(found["size"])})
-    description.unlink(missing_ok=True)
     num_segments = LONG_SEGMENTS if number % LONG_EVERY == LONG_EVERY - 1 else SHORT_SEGMENTS
     video = SuiteVideo(
         id=name, world_seed=0, task=TASKS[(number + number // 4) % 4], num_segments=num_segments, size=size,
         instruction="", path=str(path),
     )  # fmt: skip
+    if description.exists() and video.truth_path.exists():  # the description is written last
+        found = json.loads(description.read_text())
+        return SuiteVideo(**{**found, "size": tuple(found["size"])})
+    description.unlink(missing_ok=True)
     first = SEEDS_PER_VIDEO * (1000 * (seed + 1) + number)
     for world_seed in range(first, first + SEEDS_PER_VIDEO):
         video = replace(video, world_seed=world_seed)
