@@ -4,7 +4,8 @@ import sys
 
 import tyro
 
-from model.training.trainer import TrainingConfig, train
+from model.training.config import TrainingConfig
+from model.training.trainer import train
 
 
 def main(argv: list[str]) -> int:

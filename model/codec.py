@@ -48,6 +48,15 @@ class PatchCodec(ModelMixin, ConfigMixin):
             self.register_buffer(f"{name}_mean", torch.zeros(latent_channels))
             self.register_buffer(f"{name}_std", torch.ones(latent_channels))
 
+    @property
+    def patch(self) -> tuple[int, int]:
+        height, width = self.config.patch
+        return height, width
+
+    @property
+    def group_frames(self) -> int:
+        return int(self.config.group_frames)
+
     def encode(self, video: Float[Tensor, "b 3 T H W"]) -> Float[Tensor, "b c t h w"]:
         """Normalised latents of RGB frames in [0, 1].
 

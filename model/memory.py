@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 MemoryRole = Literal["previous", "retrieved"]
+MemoryAttention = Literal["joint", "isolated"]
 Kernel = tuple[int, int, int]
 
 BASE_KERNEL: Kernel = (1, 2, 2)

@@ -17,7 +17,7 @@ Legend: B batch, N tokens (target first), L text tokens, D width.
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -34,13 +34,11 @@ from torch import Tensor, nn
 
 from model.attention import KeysValues, MemoryAttnProcessor, Rotary, project, rotate
 from model.checkpoints import find_folder
-from model.memory import KERNELS, kernel_name, temporal_start
+from model.memory import KERNELS, MemoryAttention, kernel_name, temporal_start
 from model.merging import FrameCompressor, Merging, responsiveness, thin
 from model.patchify import TokenGroup, concatenate, init_from_base, patchify, unpatchify
 from model.rope import rotary_embedding
 from model.types import EncodedMemory, Kernel, MemoryBatch
-
-MemoryAttention = Literal["joint", "isolated"]
 
 
 def merging_blocks(num_layers: int) -> tuple[int, int]:

@@ -41,6 +41,17 @@ class WanCodec:
     def from_pretrained(cls, folder: Path, *, device: str = "cpu", is_tiled: bool = False) -> "WanCodec":
         return cls(load_vae(folder, device=device), is_tiled=is_tiled)
 
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Pixels per latent position along (height, width)."""
+        scale = self.vae.config.scale_factor_spatial or 8
+        return scale, scale
+
+    @property
+    def group_frames(self) -> int:
+        """Frames per latent frame after the first."""
+        return self.vae.config.scale_factor_temporal or 4
+
     def encode(self, video: Float[Tensor, "b 3 T H W"]) -> Float[Tensor, "b c t h w"]:
         """Normalised latents of RGB frames in [0, 1]."""
         latents = self.vae.encode(2 * video - 1).latent_dist.mode()

@@ -1,32 +1,22 @@
-"""Training data: rendered worlds as codec latents, made once, and the batches drawn from them.
+"""Batches drawn from segments: which memories, under which kernels, merged or not, how noisy (paper section 4.1).
 
-A batch is a pure function of (seed, step): which frame size, which memory layout, which worlds, which segments, what noise.
-So a resumed run sees exactly what an undisturbed one would have seen. Segments follow the pipeline's own rules: they never
-span a cut, and a remainder is padded by repeating its last frame.
+A batch is a pure function of (seed, step): which frame size, which memory layout, which videos, which segments, what noise.
+So a resumed run sees exactly what an undisturbed one would have seen.
 """
 
-import hashlib
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from multiprocessing import get_context
-from pathlib import Path
+from typing import Any
 
 import torch
-from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional
-from tqdm import tqdm
 
-from model.codec import PatchCodec
 from model.flow import add_noise, shift_sigma
-from model.memory import BASE_KERNEL, COARSE_KERNEL, RELEVANT_KERNEL
+from model.memory import BASE_KERNEL, COARSE_KERNEL, KERNELS, RELEVANT_KERNEL
 from model.merging import Merging
-from model.training.scene import Split
-from model.training.worlds import make_world, render
+from model.training.config import MemoryLayouts
+from model.training.segments import Segments
 from model.types import Kernel, MemoryBatch, MemoryRole
 
 Layout = tuple[tuple[MemoryRole, Kernel], ...]
@@ -51,6 +41,8 @@ LAYOUTS: tuple[tuple[float, Layout], ...] = (
 """(probability, layout) of a batch with memory. Mostly what inference gives; the last three are the paper's random kernels
 (section 4.1)."""
 
+MAX_MEMORIES = 6
+"""The paper's layouts have 1 to 6 memories, half of the time all under one random kernel, else each under its own."""
 
 MERGING_PROBABILITY = 0.5
 MERGING_SHARES = (0.3, 0.7)
@@ -64,26 +56,8 @@ OWN_SIGMAS = (0.4, 0.95)
 """In this share of the batches with memory the network makes the memories itself, from the truth noised to such a sigma: what the
 edit leaves open is still told, but with the faults of the network's own edits, which is what it will remember."""
 
-WORLD_FRAMES = 102
-
 MIN_VISIBLE = 0.004
 """A segment shows the edit if it changes at least this share of its pixels."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segments:
-    """All cached segments of one frame size. Row i of every tensor is one segment."""
-
-    source: Float[Tensor, "n c t h w"]
-    edited: Float[Tensor, "n c t h w"]
-    mask: Bool[Tensor, "n t h w"]
-    world: Int[Tensor, "n"]
-    shot: Int[Tensor, "n"]
-    """Shot number within the world; consecutive rows of one shot are consecutive segments."""
-    instructions: dict[int, str]
-
-    def __len__(self) -> int:
-        return len(self.world)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +75,16 @@ class Batch:
     """How memory frames are thinned in this batch."""
     memory_sigma: Float[Tensor, "b"] | None
     """Where given, the edited half of every memory is noised to this sigma, for the network to denoise before it is shown."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        if device.type == "cpu":
+            return self
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        memory = tuple(replace(item, latents=item.latents.to(device)) for item in self.memory)
+        return replace(self, memory=memory, **tensors)
 
     def shards(self, count: int) -> list["Batch"]:
         """Equal parts of the batch, in order."""
@@ -121,146 +105,40 @@ class Batch:
         ]
 
 
-def render_world(
-    seed: int,
-    *,
-    codec: PatchCodec,
-    size: tuple[int, int],
-    segment_frames: int,
-    num_frames: int = WORLD_FRAMES,
-    split: Split = "train",
-) -> dict[str, Tensor | str | int]:
-    """Latents of every segment of one world, split at its cuts, remainders padded by their last frame."""
-    world = make_world(seed, split=split, num_frames=num_frames)
-    sources: list[Tensor] = []
-    edits: list[Tensor] = []
-    masks, shots = [], []
-    bounds = [0, *world.cuts, world.num_frames]
-    for shot, (first, last) in enumerate(pairwise(bounds)):
-        for start in range(first, last, segment_frames):
-            frames = render(world, start, min(start + segment_frames, last), size=size)
-            index = torch.arange(segment_frames).clamp_max(len(frames.source) - 1)
-            for latents, video in ((sources, frames.source), (edits, frames.edited)):
-                pixels = rearrange(video[index].float() / 255, "t h w c -> 1 c t h w")
-                latents.append(codec.encode(pixels)[0].bfloat16())
-            masks.append(latent_mask(frames.mask[index], codec))
-            shots.append(shot)
-    return {
-        "source": torch.stack(sources),
-        "edited": torch.stack(edits),
-        "mask": torch.stack(masks),
-        "shot": torch.tensor(shots),
-        "instruction": world.instruction,
-        "seed": seed,
-    }
-
-
-def latent_mask(mask: Bool[Tensor, "T H W"], codec: PatchCodec) -> Bool[Tensor, "t h w"]:
-    """True where any pixel of a latent position is marked."""
-    patch, frames = tuple(codec.config.patch), codec.config.group_frames
-    first = functional.max_pool3d(mask[None, None, :1].float(), (1, *patch))
-    group = functional.max_pool3d(mask[None, None, 1:].float(), (frames, *patch))
-    return torch.cat([first, group], dim=2)[0, 0] > 0
-
-
-def render_segments(
-    seeds: Sequence[int], *, codec: PatchCodec, size: tuple[int, int], segment_frames: int,
-    num_frames: int = WORLD_FRAMES, split: Split = "train", workers: int = 1,
-) -> Segments:  # fmt: skip
-    """The worlds of `seeds` at one frame size."""
-    arguments = [(seed, codec, size, segment_frames, num_frames, split) for seed in seeds]
-    if workers > 1:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            done = pool.map(_render_one, arguments, chunksize=4)
-            worlds = list(tqdm(done, total=len(seeds), desc=f"worlds {size[0]}x{size[1]}", mininterval=10))
-    else:
-        worlds = [_render_one(item) for item in arguments]
-    counts = torch.tensor([len(world["shot"]) for world in worlds])
-    return Segments(
-        source=torch.cat([world["source"] for world in worlds]),
-        edited=torch.cat([world["edited"] for world in worlds]),
-        mask=torch.cat([world["mask"] for world in worlds]),
-        world=torch.tensor(list(seeds)).repeat_interleave(counts),
-        shot=torch.cat([world["shot"] for world in worlds]),
-        instructions={world["seed"]: world["instruction"] for world in worlds},
-    )
-
-
-def _render_one(arguments: tuple) -> dict:
-    torch.set_num_threads(1)
-    seed, codec, size, segment_frames, num_frames, split = arguments
-    return render_world(seed, codec=codec, size=size, segment_frames=segment_frames, num_frames=num_frames, split=split)
-
-
-def load_cache(
-    folder: Path | None, *, codec: PatchCodec, sizes: Sequence[tuple[int, int]], num_worlds: int, first_seed: int,
-    segment_frames: int, workers: int, num_frames: int = WORLD_FRAMES,
-) -> list[Segments]:  # fmt: skip
-    """Segments of every frame size; `num_worlds` are shared out between the sizes, the first getting twice the share.
-
-    With a folder, what is there is read (memory-mapped) and what is missing is rendered and written, under names that tell
-    the codec whose latents they are.
-    """
-    revision = codec_revision(codec)
-    share = num_worlds // (len(sizes) + 1)
-    counts = [num_worlds - share * (len(sizes) - 1)] + [share] * (len(sizes) - 1)
-    cache, seed = [], first_seed
-    for size, count in zip(sizes, counts, strict=True):
-        name = f"worlds-{seed}-{count}-{size[0]}x{size[1]}x{segment_frames}-of-{num_frames}-{revision}.pt"
-        path = folder / name if folder else None
-        if path is not None and path.exists():
-            segments = Segments(**torch.load(path, mmap=True, weights_only=True))
-        else:
-            segments = render_segments(
-                range(seed, seed + count),
-                codec=codec,
-                size=size,
-                segment_frames=segment_frames,
-                num_frames=num_frames,
-                workers=workers,
-            )
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_suffix(f".{os.getpid()}.partial")
-                torch.save(vars(segments), partial)
-                partial.rename(path)
-        cache.append(segments)
-        seed += count
-    return cache
-
-
-def codec_revision(codec: PatchCodec) -> str:
-    """Eight hex digits that change with the codec's numbers."""
-    digest = hashlib.sha256()
-    for name, value in sorted(codec.state_dict().items()):
-        digest.update(name.encode() + value.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:8]
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Pool:
-    """Segments by size, which of their frames show the edit, and their rows by world."""
+    """Segments by size: which of their frames show the edit, their rows by video, and how many memories one can have."""
 
-    segments: Sequence[Segments]
-    visible: list[Bool[Tensor, "n t"]]
-    rows: list[list[list[int]]]
+    def __init__(self, cache: Sequence[Segments]) -> None:
+        self.segments = [segments for segments in cache if len(segments)]
+        self.visible = [segments.mask.float().mean((2, 3)) >= MIN_VISIBLE for segments in self.segments]
+        self.rows = [_rows_by_world(segments) for segments in self.segments]
+        self.most_memories = [
+            {
+                needs_previous: max(
+                    (len(rows) - 1 for rows in worlds if _targets(rows, segments, needs_previous=needs_previous)),
+                    default=0,
+                )
+                for needs_previous in (False, True)
+            }
+            for segments, worlds in zip(self.segments, self.rows, strict=True)
+        ]
 
-    @classmethod
-    def of(cls, cache: Sequence[Segments]) -> "_Pool":
-        visible = [segments.mask.float().mean((2, 3)) >= MIN_VISIBLE for segments in cache]
-        return cls(segments=cache, visible=visible, rows=[_rows_by_world(segments) for segments in cache])
+    def can_fill(self, number: int, layout: Layout) -> bool:
+        """Whether any video of a size has the memories of a layout."""
+        return len(layout) <= self.most_memories[number][_needs_previous(layout)]
 
 
 class BatchSampler:
     """Draws batch number `step`, always the same one.
 
     Args:
-        short: worlds of one segment, by size; batches without memory come from them: only there must the instruction be read, and
-            reading is learned from many scenes, not from many views of one.
+        short: what batches without memory come from, by size. Of worlds, those of one segment: only there must the instruction be
+            read, and reading is learned from many scenes, not from many views of one.
         memoryless: share of the batches that have no memory.
         memory_noise: strongest noise put on memory latents, so that the drift of generated memories is no surprise.
         shift: sigmas are uniform, then shifted towards noise by this (`flow.shift_sigma`).
         is_merging: half of the batches with memory have some of its frames merged.
+        layouts: which memories under which kernels: mostly as edits have them, or as the paper draws them.
     """
 
     def __init__(
@@ -271,11 +149,12 @@ class BatchSampler:
         seed: int,
         memory_noise: float,
         shift: float,
-        memoryless: float = 0.25,
+        memoryless: float,
         is_merging: bool = False,
+        layouts: MemoryLayouts = "edits",
     ) -> None:
-        self.pools = {True: _Pool.of(cache), False: _Pool.of(short)}
-        self.seed, self.is_merging, self.memoryless = seed, is_merging, memoryless
+        self.pools = {True: _Pool(cache), False: _Pool(short)}
+        self.seed, self.is_merging, self.memoryless, self.layouts = seed, is_merging, memoryless, layouts
         self.memory_noise, self.shift = memory_noise, shift
 
     def batch(self, step: int, *, batch_size: int, num_frames: int) -> Batch:
@@ -286,17 +165,16 @@ class BatchSampler:
         weights = torch.tensor([float(len(segments)) for segments in pool.segments])
         number = int(torch.multinomial(weights, 1, generator=generator))
         segments, visible, rows = pool.segments[number], pool.visible[number], pool.rows[number]
-        layout: Layout = ()
-        if has_memory:
-            layout = LAYOUTS[int(torch.multinomial(torch.tensor([p for p, _ in LAYOUTS]), 1, generator=generator))][1]
+        layout = self._draw_layout(pool, number, generator) if has_memory else ()
 
         drawn: list[tuple[int, list[int]]] = []
         order = torch.randperm(len(rows), generator=generator).tolist()
-        for index in order * (1 + batch_size // len(order)):
-            chosen = _draw_segments(rows[index], segments, visible.any(1), layout, generator)
-            drawn += [chosen] if chosen is not None else []
-            if len(drawn) == batch_size:
-                break
+        while len(drawn) < batch_size:
+            for index in order:
+                chosen = _draw_segments(rows[index], segments, visible.any(1), layout, generator)
+                drawn += [chosen] if chosen is not None else []
+                if len(drawn) == batch_size:
+                    break
 
         def cut(chosen: list[int]) -> tuple[Tensor, Tensor, Tensor]:
             """Source, edited and mask of a run of frames of every chosen segment, one that shows the edit if it can."""
@@ -349,6 +227,20 @@ class BatchSampler:
             memory_sigma=memory_sigma,
         )
 
+    def _draw_layout(self, pool: _Pool, number: int, generator: torch.Generator) -> Layout:
+        """A layout that the videos of this size can fill; none where no video has two segments."""
+        if self.layouts == "edits":
+            shares = torch.tensor([p * pool.can_fill(number, layout) for p, layout in LAYOUTS])
+            return LAYOUTS[int(torch.multinomial(shares, 1, generator=generator))][1] if shares.any() else ()
+        has_previous = bool(torch.rand((), generator=generator) < 0.5) and pool.can_fill(number, (PREVIOUS,))
+        most = min(MAX_MEMORIES, pool.most_memories[number][has_previous])
+        count = int(torch.randint(1, most + 1, (), generator=generator)) if most else 0
+        kernels = torch.randint(len(KERNELS), (count,), generator=generator).tolist()
+        if bool(torch.rand((), generator=generator) < 0.5):
+            kernels = kernels[:1] * count
+        roles: list[MemoryRole] = ["previous" if has_previous and not place else "retrieved" for place in range(count)]
+        return tuple((role, KERNELS[kernel]) for role, kernel in zip(roles, kernels, strict=True))
+
 
 def batch_seed(seed: int, step: int) -> int:
     """Seed of one batch. Run 0 counts its steps; torch's CPU generator reads no more than 32 bits of a seed."""
@@ -360,6 +252,21 @@ def _rows_by_world(segments: Segments) -> list[list[int]]:
     for row, world in enumerate(segments.world.tolist()):
         rows.setdefault(world, []).append(row)
     return list(rows.values())
+
+
+def _needs_previous(layout: Layout) -> bool:
+    return any(role == "previous" for role, _ in layout)
+
+
+def _targets(rows: list[int], segments: Segments, *, needs_previous: bool) -> list[int]:
+    """Rows of a video that may be edited: never generated ones, with a segment before them in their shot where needed."""
+    generated = segments.is_generated
+    return [
+        row
+        for row in rows
+        if (generated is None or not generated[row])
+        and (not needs_previous or (row - 1 in rows and segments.shot[row - 1] == segments.shot[row]))
+    ]
 
 
 def _draw_segments(
@@ -376,10 +283,7 @@ def _draw_segments(
         pool = preferred or candidates
         return pool[int(torch.randint(len(pool), (), generator=generator))]
 
-    needs_previous = any(role == "previous" for role, _ in layout)
-    candidates = [
-        row for row in rows if not needs_previous or (row - 1 in rows and segments.shot[row - 1] == segments.shot[row])
-    ]
+    candidates = _targets(rows, segments, needs_previous=_needs_previous(layout))
     if not candidates or len(rows) <= len(layout):
         return None
     target = pick(candidates, 0.9)

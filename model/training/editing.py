@@ -1,0 +1,156 @@
+"""What is trained: the network (and a text encoder of bytes), what of it, and the loss (rectified flow; paper section 4.1)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from threading import Lock
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from model.codec import PatchCodec
+from model.editor import sees_source
+from model.flow import NUM_TRAIN_TIMESTEPS, add_noise, predicted_x_0
+from model.text_encoder import ByteTextEncoder
+from model.training.batches import Batch
+from model.training.config import Trained
+from model.training.segments import VideoCodec
+from model.transformer import MemoryTransformer3DModel
+from model.types import MemoryBatch
+from model.wan import WanTextEncoder
+from model.weights import MEMORY_MODULES
+
+SELF_ATTENTION = r"blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)"
+
+
+class Editing(nn.Module):
+    """The transformer, and the text encoder if it is trained with it; a published one only reads for it."""
+
+    def __init__(self, transformer: MemoryTransformer3DModel, text_encoder: ByteTextEncoder | WanTextEncoder) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.text_encoder: ByteTextEncoder | None = None
+        self.reader: tuple[WanTextEncoder, ...] = ()
+        """In a tuple, so that torch does not count it among what is trained and saved."""
+        if isinstance(text_encoder, ByteTextEncoder):
+            self.text_encoder = text_encoder
+        else:
+            text_encoder.encoder.requires_grad_(requires_grad=False)
+            self.reader = (text_encoder,)
+        self.reading = Lock()
+
+    def read(self, instructions: Sequence[str]) -> tuple[Float[Tensor, "b l d"], Bool[Tensor, "b l"] | None]:
+        """Features and mask of the instructions."""
+        if self.text_encoder is not None:
+            return self.text_encoder(instructions)
+        with self.reading, torch.no_grad():
+            features, mask = self.reader[0](instructions)
+        return features.float(), mask
+
+    def forward(
+        self, batch: Batch, *, num_range_frames: int
+    ) -> tuple[Float[Tensor, "b c t h w"], Float[Tensor, "b c t h w"]]:
+        """What a batch should lead to and what the network makes of it: x_0, or the velocity where it predicts that.
+
+        Returns:
+            (predicted, truth)
+        """
+        features, text_mask = self.read(batch.instructions)
+        memory = self.own_memory(batch, features, text_mask) if batch.memory_sigma is not None else batch.memory
+        x_t = add_noise(batch.x_0, batch.noise, batch.sigma)
+        output = self.predict(
+            x_t, batch.source, batch.sigma, features, text_mask,
+            memory=memory, num_range_frames=num_range_frames, merging=batch.merging,
+        )  # fmt: skip
+        kind = self.transformer.config.prediction_type
+        if kind == "velocity":
+            return output, batch.noise - batch.x_0
+        return predicted_x_0(output, x_t, batch.sigma, source=batch.source, prediction_type=kind), batch.x_0
+
+    def predict(
+        self,
+        x_t: Float[Tensor, "b c t h w"],
+        source: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, "b"],
+        features: Float[Tensor, "b l d"],
+        text_mask: Bool[Tensor, "b l"] | None,
+        *,
+        memory: Sequence[MemoryBatch] = (),
+        **options: Any,
+    ) -> Float[Tensor, "b c t h w"]:
+        """The network's output. One without channels for the source sees neither it nor the source half of memories."""
+        seen = x_t
+        if sees_source(self.transformer):
+            seen = torch.cat([x_t, source], dim=1)
+        else:
+            memory = [replace(item, latents=item.latents.chunk(2, dim=1)[0]) for item in memory]
+        return self.transformer(
+            seen, sigma * NUM_TRAIN_TIMESTEPS, features, encoder_attention_mask=text_mask, memory=memory, **options
+        ).sample.float()
+
+    @torch.no_grad()
+    def own_memory(
+        self, batch: Batch, features: Float[Tensor, "b l d"], text_mask: Bool[Tensor, "b l"] | None
+    ) -> tuple[MemoryBatch, ...]:
+        """The memories of a batch, their noised edited half replaced by what the network makes of it."""
+        assert batch.memory_sigma is not None
+        count = len(batch.memory)
+        x_t, source = torch.cat([item.latents for item in batch.memory]).chunk(2, dim=1)
+        sigma = batch.memory_sigma.repeat(count)
+        mask = None if text_mask is None else text_mask.repeat(count, 1)
+        output = self.predict(x_t, source, sigma, features.repeat(count, 1, 1), mask)
+        kind = self.transformer.config.prediction_type
+        edited = predicted_x_0(output, x_t, sigma, source=source, prediction_type=kind)
+        latents = torch.cat([edited, source], dim=1).chunk(count)
+        return tuple(replace(item, latents=part) for item, part in zip(batch.memory, latents, strict=True))
+
+
+def choose_trained(editing: Editing, trained: Trained, *, lora_rank: int) -> None:
+    """Freeze what is not trained. "memory" as the paper: cross-attention, feed-forward and all else stay as they are.
+
+    Raises:
+        ValueError: for "lora" without `peft`.
+    """
+    if trained == "all":
+        return
+    editing.requires_grad_(requires_grad=False)
+    if trained == "lora":
+        try:
+            from peft import LoraConfig
+        except ImportError as error:
+            raise ValueError("train is 'lora'; needs the package peft (pip install peft)") from error
+        editing.transformer.add_adapter(
+            LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=SELF_ATTENTION, init_lora_weights="gaussian")
+        )
+    for name, parameter in editing.transformer.named_parameters():
+        is_attention = ".attn1." in name and trained == "memory"
+        parameter.requires_grad_(is_attention or "lora_" in name or name.startswith(MEMORY_MODULES))
+
+
+def editing_loss(
+    predicted: Float[Tensor, "b c t h w"],
+    truth: Float[Tensor, "b c t h w"],
+    mask: Bool[Tensor, "b t h w"],
+    *,
+    channel_weight: Float[Tensor, "c 2"],
+    edit_weight: float,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "b"]]:
+    """Squared error over everything plus that over the edited region; also the latter per sample (0 where none).
+
+    The edited region counts by itself, whatever its size: a small object would otherwise hardly be seen. `channel_weight`
+    holds a column for the first latent frame and one for the others.
+    """
+    frames = truth.shape[2]
+    weight = torch.cat([channel_weight[:, :1], channel_weight[:, 1:].expand(-1, frames - 1)], dim=1)
+    error = ((predicted - truth).square() * weight[None, :, :, None, None]).mean(1)
+    edited = (error * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp_min(8)
+    return error.mean() + edit_weight * edited.mean(), edited.detach()
+
+
+def channel_weights(codec: VideoCodec) -> Float[Tensor, "c 2"]:
+    """Between latents (all channels alike) and pixels (by variance): by standard deviation, mean 1. Of a VAE all alike."""
+    if not isinstance(codec, PatchCodec):
+        return torch.ones(len(codec.mean.flatten()), 2)
+    deviations = torch.stack([codec.first_std, codec.group_std], dim=1)
+    return deviations / deviations.mean(0)

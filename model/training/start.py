@@ -1,0 +1,181 @@
+"""Where training starts: from nothing (a codec is fitted, a small network made), or from a preset with all its parts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from model.geometry import Geometry
+from model.memory import MemoryAttention
+from model.presets import Preset, resolve_preset
+from model.text_encoder import ByteTextEncoder
+from model.training.codec_fit import fit_codec, noise_videos, world_videos
+from model.training.config import TrainingConfig
+from model.training.editing import Editing, choose_trained
+from model.training.segments import VideoCodec
+from model.transformer import MemoryTransformer3DModel, merging_blocks
+from model.wan import WanCodec, WanTextEncoder
+from model.weights import load_codec, load_transformer
+
+CODEC_SEED = 1_000_000
+"""Worlds the codec is fitted on: none of those the network is trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Everything of the preset to be made but the network that is trained.
+
+    Attributes:
+        base: the preset it starts from.
+        latent_frames: of a whole segment.
+    """
+
+    base: Preset | None
+    codec: VideoCodec
+    name: str
+    geometry: Geometry
+    sampler: Mapping[str, Any]
+    max_instruction_tokens: int
+
+    @property
+    def latent_frames(self) -> int:
+        return (self.geometry.segment_frames - 1) // self.codec.group_frames + 1
+
+
+def starting_point(config: TrainingConfig, *, device: str = "cpu") -> Start:
+    """Codec, geometry and sampler: the base's, where the options leave them at their defaults.
+
+    Raises:
+        ValueError: if the base is not there, cannot be trained, or does not fit the options.
+    """
+    base = None if config.base is None else resolve_preset(config.base)
+    if base is not None:
+        check_base(base)
+    codec = prepare_codec(config, base, device=device)
+    steps, shift = config.num_inference_steps, config.inference_shift
+    new = Start(
+        base=base,
+        codec=codec,
+        name="tiny",
+        geometry=Geometry(
+            segment_frames=config.segment_frames,
+            min_frames=config.segment_frames,
+            frame_multiple=codec.group_frames,
+            sizes=config.sizes,
+        ),
+        sampler={"num_inference_steps": steps, "guidance_scale": 1.0, "shift": shift},
+        max_instruction_tokens=config.max_instruction_tokens,
+    )
+    if base is None:
+        return new
+    geometry, sampler = base.geometry, dict(base.sampler)
+    if config.given("sizes"):
+        geometry = replace(geometry, sizes=config.sizes)
+    if config.given("segment_frames"):
+        geometry = replace(geometry, segment_frames=config.segment_frames, min_frames=config.segment_frames)
+    if config.given("num_inference_steps"):
+        sampler["num_inference_steps"] = steps
+    if config.given("inference_shift"):
+        sampler["shift"] = shift
+    max_tokens = (
+        config.max_instruction_tokens if config.given("max_instruction_tokens") else base.max_instruction_tokens
+    )
+    return replace(new, name=base.name, geometry=geometry, sampler=sampler, max_instruction_tokens=max_tokens)
+
+
+def check_base(base: Preset) -> None:
+    """Raises ValueError for a preset with two transformers, or with LoRA files."""
+    if "transformer_2" in base.components:
+        raise ValueError(f"base {base.name!r} has two transformers; training takes one")
+    if base.lora:
+        raise ValueError(
+            f"base {base.name!r} has LoRA files, which would be added again to the result; needs a base without"
+        )
+
+
+def prepare_codec(config: TrainingConfig, base: Preset | None, *, device: str = "cpu") -> VideoCodec:
+    """The base's codec or VAE, or a fitted one: kept beside the checkpoint, so that a resumed run has the same."""
+    if base is not None and "vae" in base.components:
+        return WanCodec.from_pretrained(base.components["vae"], device=device, is_tiled=base.is_vae_tiled)
+    folder = config.output / "codec"
+    if (folder / "config.json").exists():
+        return load_codec(folder)
+    if base is not None:
+        codec = load_codec(base.components["codec"])
+    else:
+        size = config.sizes[0]
+        videos = [
+            *world_videos(config.num_codec_worlds, seed=CODEC_SEED, size=size),
+            *noise_videos(2 * config.num_codec_worlds, seed=config.seed, size=size),
+        ]
+        codec = fit_codec(videos)
+    codec.save_pretrained(folder)
+    return codec
+
+
+def make_editing(config: TrainingConfig, base: Preset | None, *, device: str = "cpu") -> Editing:
+    """The network as training finds it, what is not trained frozen.
+
+    Raises:
+        ValueError: if the base does not have what the options ask for.
+    """
+    torch.manual_seed(config.seed)
+    editing = new_editing(config) if base is None else base_editing(config, base, device=device)
+    if config.gradient_checkpointing:
+        editing.transformer.enable_gradient_checkpointing()
+    choose_trained(editing, config.train, lora_rank=config.lora_rank)
+    return editing.to(device)
+
+
+def new_editing(config: TrainingConfig) -> Editing:
+    """A small network that has learned nothing, and so leaves the video as it is."""
+    transformer = MemoryTransformer3DModel(
+        num_attention_heads=config.num_heads,
+        attention_head_dim=config.head_dim,
+        ffn_dim=config.ffn_dim,
+        num_layers=config.num_layers,
+        text_dim=config.text_width,
+        prediction_type="source_residual",
+        memory_attention=config.memory_attention or "joint",
+        merging_blocks=merging_blocks(config.num_layers) if config.merging else (),
+    )
+    text_encoder = ByteTextEncoder(
+        width=config.text_width, num_layers=config.text_layers, ffn_dim=4 * config.text_width
+    )
+    with torch.no_grad():
+        transformer.proj_out.weight.zero_()
+        transformer.proj_out.bias.zero_()
+    return Editing(transformer, text_encoder)
+
+
+def base_editing(config: TrainingConfig, base: Preset, *, device: str = "cpu") -> Editing:
+    """A preset's network; compressors of memory frames are new where it has none and `merging` asks for them."""
+    loaded = load_transformer(base.components["transformer"])
+    for option, name in (
+        ("num_layers", "num_layers"), ("num_heads", "num_attention_heads"), ("head_dim", "attention_head_dim"),
+        ("ffn_dim", "ffn_dim"), ("text_width", "text_dim"),
+    ):  # fmt: skip
+        own = loaded.config[name]
+        if config.given(option) and getattr(config, option) != own:
+            raise ValueError(f"{option} is {getattr(config, option)}; base {base.name!r} has {own}, leave it out")
+    attention: MemoryAttention = config.memory_attention or loaded.config.memory_attention
+    merging = tuple(loaded.config.merging_blocks)
+    if config.merging and not merging:
+        merging = merging_blocks(loaded.config.num_layers)
+    if (attention, merging) != (loaded.config.memory_attention, tuple(loaded.config.merging_blocks)):
+        settings = {**loaded.config, "memory_attention": attention, "merging_blocks": merging}
+        transformer = MemoryTransformer3DModel.from_config(settings)
+        # Compressors start as means; everything else is the base's.
+        transformer.load_state_dict(loaded.state_dict(), strict=False)
+        loaded = transformer
+    text_encoder: ByteTextEncoder | WanTextEncoder
+    if "tokenizer" in base.components:
+        text_encoder = WanTextEncoder.from_pretrained(
+            base.components["text_encoder"], base.components["tokenizer"], max_tokens=base.max_instruction_tokens,
+            dtype=getattr(torch, base.precision), device=device,
+        )  # fmt: skip
+    else:
+        text_encoder = ByteTextEncoder.from_pretrained(base.components["text_encoder"])
+    # Training mode as in a new network; neither has dropout.
+    return Editing(loaded.train(), text_encoder)
