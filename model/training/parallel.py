@@ -37,9 +37,11 @@ class Workers:
     rank: int
     count: int
     device: torch.device
+    is_sharded: bool
+    """Whether each holds only a part of the network ("fsdp")."""
 
     @classmethod
-    def join(cls, device: Device) -> "Workers":
+    def join(cls, device: Device, sharding: Sharding) -> "Workers":
         """This process among those of its launcher.
 
         Raises:
@@ -55,7 +57,7 @@ class Workers:
         if is_gpu:
             place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
             torch.cuda.set_device(place)
-        return cls(rank=rank, count=count, device=place)
+        return cls(rank=rank, count=count, device=place, is_sharded=sharding == "fsdp" and count > 1)
 
     @property
     def is_first(self) -> bool:
@@ -119,7 +121,7 @@ def shard_network(editing: Editing, workers: Workers) -> None:
 
 
 def make_gradients(
-    editing: Editing, batch: Batch, workers: Workers, *, num_shards: int, sharding: Sharding, loss_of: Any,
+    editing: Editing, batch: Batch, workers: Workers, *, num_shards: int, loss_of: Any,
     parameters: Sequence[nn.Parameter], pool: ThreadPoolExecutor | None,
 ) -> tuple[float, Tensor]:  # fmt: skip
     """Mean gradients over a batch's shards into `.grad`; the mean loss, and the edited region's error per sample.
@@ -137,7 +139,7 @@ def make_gradients(
         losses[number] = loss.detach().cpu()
         edited[ends[number] - len(errors) : ends[number]] = errors.cpu()
 
-    if sharding == "fsdp" and workers.count > 1:
+    if workers.is_sharded:
         for parameter in parameters:
             parameter.grad = None
         for turn in range(-(-len(shards) // workers.count)):

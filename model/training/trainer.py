@@ -37,7 +37,7 @@ def train(config: TrainingConfig) -> Path:
             to start over one.
     """
     torch.set_num_threads(1)
-    workers = Workers.join(config.device)
+    workers = Workers.join(config.device, config.sharding)
     check_output(config)
     if config.num_shards % workers.count:
         raise ValueError(f"num_shards is {config.num_shards}; needs a multiple of the {workers.count} workers")
@@ -62,7 +62,7 @@ def train(config: TrainingConfig) -> Path:
     weights = channel_weights(start.codec).to(workers.device)
 
     editing = make_editing(config, start.base, device=device)
-    if config.sharding == "fsdp" and workers.count > 1:
+    if workers.is_sharded:
         shard_network(editing, workers)
     parameters = [p for p in editing.parameters() if p.requires_grad]
     state = State(
@@ -82,7 +82,8 @@ def train(config: TrainingConfig) -> Path:
     began = time.monotonic()
     with ExitStack() as stack:
         pool = log = None
-        if workers.device.type == "cpu":
+        # Operations on parts of a network are messages between workers: all must send them in the same order.
+        if workers.device.type == "cpu" and not workers.is_sharded:
             threads = ThreadPoolExecutor(config.num_shards, initializer=torch.set_num_threads, initargs=(1,))
             pool = stack.enter_context(threads)
         if workers.is_first:
@@ -97,7 +98,7 @@ def train(config: TrainingConfig) -> Path:
             num_frames, batch_size = stage_at(state.step, config)
             batch = sampler.batch(state.step, batch_size=batch_size, num_frames=num_frames)
             loss, edited = make_gradients(
-                editing, batch, workers, num_shards=config.num_shards, sharding=config.sharding, loss_of=loss_of,
+                editing, batch, workers, num_shards=config.num_shards, loss_of=loss_of,
                 parameters=parameters, pool=pool,
             )  # fmt: skip
             norm = nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm)
