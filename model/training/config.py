@@ -178,10 +178,12 @@ class TrainingConfig:
         missing = [name for name, field in known.items() if field.default is MISSING and name not in document]
         if unknown or missing:
             raise ValueError(f"options {path}: unknown {unknown}, missing {missing}; known are {', '.join(known)}")
-        try:
-            return cls(**{name: _from_json(name, value) for name, value in document.items()})
-        except TypeError as error:
-            raise ValueError(f"options {path}: {error}") from error
+        for name, value in document.items():
+            wanted = type(known[name].default)
+            numbers = (int, float) if wanted is float else wanted
+            if wanted in (bool, int, float, str) and not isinstance(value, numbers):
+                raise ValueError(f"options {path}: {name} is {value!r}; needs {wanted.__name__}")
+        return cls(**{name: _from_json(name, value) for name, value in document.items()})
 
     def to_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self), default=str))

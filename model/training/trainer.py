@@ -39,6 +39,8 @@ def train(config: TrainingConfig) -> Path:
     torch.set_num_threads(1)
     workers = Workers.join(config.device, config.sharding)
     check_output(config)
+    if config.resume:
+        config.check_resumable(config.output / "config.json")
     if config.num_shards % workers.count:
         raise ValueError(f"num_shards is {config.num_shards}; needs a multiple of the {workers.count} workers")
     workers.wait()
@@ -128,12 +130,9 @@ def train(config: TrainingConfig) -> Path:
 
 
 def check_output(config: TrainingConfig) -> None:
-    """Raises ValueError if there is nothing to resume, something to resume, or something else to resume."""
+    """Raises ValueError if there is nothing to resume, or something that is not to be resumed."""
     checkpoint = config.output / CHECKPOINT_FILE
-    if not config.resume:
-        if checkpoint.exists():
-            raise ValueError(f"{checkpoint} is there already; resume it or give another output folder")
-        return
-    if not checkpoint.exists():
+    if config.resume and not checkpoint.exists():
         raise ValueError(f"nothing to resume: no {checkpoint}")
-    config.check_resumable(config.output / "config.json")
+    if not config.resume and checkpoint.exists():
+        raise ValueError(f"{checkpoint} is there already; resume it or give another output folder")

@@ -1,0 +1,64 @@
+"""Several training workers on GPUs or machines: the same loop in every one, started and restarted by Ray Train.
+
+Ray Train gives every worker its rank and the process group; `model.training` finds both. A worker that dies takes the others
+down with it, and all go on from the last checkpoint. `output` (and `cache`) must be folders that all machines share.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from model.training.config import TrainingConfig
+from model.training.parallel import TIMEOUT
+from pipeline.ray_session import ray_resources, ray_session
+
+MAX_FAILURES = 3
+"""Of workers, before the run is given up; it can be resumed even then."""
+
+
+def train_with_workers(config: TrainingConfig, *, num_workers: int, address: str) -> Path:
+    """Train with `num_workers` processes on a Ray; returns the preset folder.
+
+    Raises:
+        ValueError: if the options are wrong, or the Ray has not so many GPUs.
+    """
+    config = replace(config, output=config.output.absolute(), cache=config.cache and config.cache.absolute())
+    with ray_session(address, num_workers=num_workers):
+        num_gpus = int(ray_resources().get("GPU", 0))
+        use_gpu = num_gpus > 0 and config.device != "cpu"
+        if use_gpu and num_gpus < num_workers:
+            raise ValueError(f"workers is {num_workers}; this Ray has {num_gpus} GPUs")
+        trainer = TorchTrainer(
+            train_one,
+            train_loop_config={"config": config},
+            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(TIMEOUT.total_seconds())),
+            scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+            run_config=RunConfig(
+                name="workers", storage_path=str(config.output / "ray"), failure_config=FailureConfig(MAX_FAILURES)
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:  # Ray has classes of its own per version
+            raise wrong_options(error) or error from error
+    return config.output / "preset"
+
+
+def train_one(options: dict[str, Any]) -> None:
+    """One worker. After a failure of any it starts again, and goes on from the checkpoint."""
+    from model.training.trainer import CHECKPOINT_FILE, train
+
+    config: TrainingConfig = options["config"]
+    train(replace(config, resume=config.resume or (config.output / CHECKPOINT_FILE).exists()))
+
+
+def wrong_options(error: Exception) -> ValueError | None:
+    """What a worker refused, if that is what happened."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = getattr(failure, "cause", failure)
+        if isinstance(cause, ValueError):
+            return ValueError(str(cause))
+    return None
