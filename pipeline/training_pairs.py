@@ -91,8 +91,8 @@ def prepare_pairs(url: str, start: Start, folder: Path) -> Path:
     def check_instruction(text: str) -> None:
         if start.base is not None:
             start.base.check_instruction(text)
-        elif num_tokens(text) > start.max_instruction_tokens:
-            raise ValueError(f"instruction has {num_tokens(text)} tokens; needs at most {start.max_instruction_tokens}")
+        elif num_tokens(text, None) > start.max_instruction_tokens:
+            raise ValueError(f"has {num_tokens(text, None)} tokens; needs at most {start.max_instruction_tokens}")
 
     pairs = load_pairs(url, check_instruction=check_instruction)
     made = folder / f"pairs-{pairs_id(url, pairs, start)}"

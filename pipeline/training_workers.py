@@ -12,7 +12,10 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from model.training.config import TrainingConfig
+from model.training.data import load_data
 from model.training.parallel import TIMEOUT
+from model.training.start import starting_point
+from model.training.trainer import CHECKPOINT_FILE, check_output, check_workers, train
 from pipeline.ray_session import ray_resources, ray_session
 
 MAX_FAILURES = 3
@@ -22,10 +25,16 @@ MAX_FAILURES = 3
 def train_with_workers(config: TrainingConfig, *, num_workers: int, address: str) -> Path:
     """Train with `num_workers` processes on a Ray; returns the preset folder.
 
+    What can be refused is refused here, before Ray Train takes a refusal for a failure and tries again; and data is made here,
+    where workers find it.
+
     Raises:
         ValueError: if the options are wrong, or the Ray has not so many GPUs.
     """
+    check_output(config)
+    check_workers(config, num_workers)
     config = replace(config, output=config.output.absolute(), cache=config.cache and config.cache.absolute())
+    load_data(config, starting_point(config), is_shared=True)
     with ray_session(address, num_workers=num_workers):
         num_gpus = int(ray_resources().get("GPU", 0))
         use_gpu = num_gpus > 0 and config.device != "cpu"
@@ -49,8 +58,6 @@ def train_with_workers(config: TrainingConfig, *, num_workers: int, address: str
 
 def train_one(options: dict[str, Any]) -> None:
     """One worker. After a failure of any it starts again, and goes on from the checkpoint."""
-    from model.training.trainer import CHECKPOINT_FILE, train
-
     config: TrainingConfig = options["config"]
     train(replace(config, resume=config.resume or (config.output / CHECKPOINT_FILE).exists()))
 

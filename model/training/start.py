@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from model.checkpoints import read_json
 from model.geometry import Geometry
 from model.memory import MemoryAttention
 from model.presets import Preset, resolve_preset
@@ -20,6 +21,15 @@ from model.weights import load_codec, load_transformer
 
 CODEC_SEED = 1_000_000
 """Worlds the codec is fitted on: none of those the network is trained on."""
+
+NETWORK_SIZES = {
+    "num_layers": "num_layers",
+    "num_heads": "num_attention_heads",
+    "head_dim": "attention_head_dim",
+    "ffn_dim": "ffn_dim",
+    "text_width": "text_dim",
+}
+"""Options of a new network, and what the network's own configuration calls them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +61,7 @@ def starting_point(config: TrainingConfig, *, device: str = "cpu") -> Start:
     """
     base = None if config.base is None else resolve_preset(config.base)
     if base is not None:
-        check_base(base)
+        check_base(config, base)
     codec = prepare_codec(config, base, device=device)
     steps, shift = config.num_inference_steps, config.inference_shift
     new = Start(
@@ -84,14 +94,21 @@ def starting_point(config: TrainingConfig, *, device: str = "cpu") -> Start:
     return replace(new, name=base.name, geometry=geometry, sampler=sampler, max_instruction_tokens=max_tokens)
 
 
-def check_base(base: Preset) -> None:
-    """Raises ValueError for a preset with two transformers, or with LoRA files."""
+def check_base(config: TrainingConfig, base: Preset) -> None:
+    """Raises ValueError for a preset with two transformers, with LoRA files, or of another size than the options say."""
     if "transformer_2" in base.components:
         raise ValueError(f"base {base.name!r} has two transformers; training takes one")
     if base.lora:
         raise ValueError(
             f"base {base.name!r} has LoRA files, which would be added again to the result; needs a base without"
         )
+    folder = base.components["transformer"]
+    own = read_json(folder / "config.json") if folder.is_dir() else {}
+    for option, name in NETWORK_SIZES.items():
+        if config.given(option) and getattr(config, option) != own.get(name):
+            raise ValueError(
+                f"{option} is {getattr(config, option)}; base {base.name!r} has {own.get(name)}, leave it out"
+            )
 
 
 def prepare_codec(config: TrainingConfig, base: Preset | None, *, device: str = "cpu") -> VideoCodec:
@@ -152,19 +169,14 @@ def new_editing(config: TrainingConfig) -> Editing:
 def base_editing(config: TrainingConfig, base: Preset, *, device: str = "cpu") -> Editing:
     """A preset's network; compressors of memory frames are new where it has none and `merging` asks for them."""
     loaded = load_transformer(base.components["transformer"])
-    for option, name in (
-        ("num_layers", "num_layers"), ("num_heads", "num_attention_heads"), ("head_dim", "attention_head_dim"),
-        ("ffn_dim", "ffn_dim"), ("text_width", "text_dim"),
-    ):  # fmt: skip
-        own = loaded.config[name]
-        if config.given(option) and getattr(config, option) != own:
-            raise ValueError(f"{option} is {getattr(config, option)}; base {base.name!r} has {own}, leave it out")
     attention: MemoryAttention = config.memory_attention or loaded.config.memory_attention
     merging = tuple(loaded.config.merging_blocks)
     if config.merging and not merging:
         merging = merging_blocks(loaded.config.num_layers)
     if (attention, merging) != (loaded.config.memory_attention, tuple(loaded.config.merging_blocks)):
         settings = {**loaded.config, "memory_attention": attention, "merging_blocks": merging}
+        # Else diffusers would make anew what was a default in the base.
+        settings.pop("_use_default_values", None)
         transformer = MemoryTransformer3DModel.from_config(settings)
         # Compressors start as means; everything else is the base's.
         transformer.load_state_dict(loaded.state_dict(), strict=False)

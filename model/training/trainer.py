@@ -41,8 +41,7 @@ def train(config: TrainingConfig) -> Path:
     check_output(config)
     if config.resume:
         config.check_resumable(config.output / "config.json")
-    if config.num_shards % workers.count:
-        raise ValueError(f"num_shards is {config.num_shards}; needs a multiple of the {workers.count} workers")
+    check_workers(config, workers.count)
     workers.wait()
     if workers.is_first:
         config.output.mkdir(parents=True, exist_ok=True)
@@ -127,6 +126,12 @@ def train(config: TrainingConfig) -> Path:
                 save_checkpoint(config.output / CHECKPOINT_FILE, state, workers)
     save_checkpoint(config.output / CHECKPOINT_FILE, state, workers)
     return write_preset(config, start, editing, state.average, workers)
+
+
+def check_workers(config: TrainingConfig, count: int) -> None:
+    """Raises ValueError if a batch's shards cannot be shared out equally."""
+    if config.num_shards % count:
+        raise ValueError(f"num_shards is {config.num_shards}; needs a multiple of the {count} workers")
 
 
 def check_output(config: TrainingConfig) -> None:
