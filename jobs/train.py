@@ -38,15 +38,13 @@ def main(argv: list[str]) -> int:
 def run(command: TrainCommand) -> Path:
     """Prepare the data if it is a manifest, then train here or with workers."""
     # Heavy imports only after the options are right.
-    from model.training.start import starting_point
     from model.training.trainer import check_output, train
     from pipeline.training_pairs import is_manifest, prepare_pairs
 
     config = TrainingConfig(**{field.name: getattr(command, field.name) for field in fields(TrainingConfig)})
     check_output(config)
     if is_manifest(config.data):
-        folder = prepare_pairs(config.data, starting_point(config), config.cache or config.output)
-        config = replace(config, data=str(folder.absolute()))
+        config = replace(config, data=str(prepare_pairs(config)))
     if command.workers == 1:
         return train(config)
     from jobs.edit import default_address

@@ -20,11 +20,13 @@ from einops import rearrange
 from tqdm import tqdm
 
 from model.geometry import Geometry
+from model.presets import resolve_preset
 from model.prompts import num_tokens
+from model.training.config import TrainingConfig
 from model.training.data import segment_file
 from model.training.extension import changed_pixels
 from model.training.segments import Segments, VideoCodec, codec_revision, encode, latent_mask, write_segments
-from model.training.start import Start
+from model.training.start import Start, starting_point
 from pipeline.source import look, split_url
 from pipeline.table import Columns, ManifestError, Problem, absolute, read_rows, text_of
 from pipeline.video.io import Inspection, inspect, iter_span
@@ -81,21 +83,24 @@ def load_pairs(url: str, *, check_instruction: Callable[[str], None] = lambda te
     return pairs
 
 
-def prepare_pairs(url: str, start: Start, folder: Path) -> Path:
-    """The folder of segments of a manifest, below `folder`; made if it is not there.
+def prepare_pairs(config: TrainingConfig) -> Path:
+    """The folder of segments of the manifest `config.data`, in `cache` or `output`; made if it is not there.
 
     Raises:
+        ValueError: for a base that is not there or cannot be trained.
         ManifestError: with every row that is wrong, cannot be read, or whose videos differ in length.
     """
+    url, base = config.data, None if config.base is None else resolve_preset(config.base)
 
     def check_instruction(text: str) -> None:
-        if start.base is not None:
-            start.base.check_instruction(text)
-        elif num_tokens(text, None) > start.max_instruction_tokens:
-            raise ValueError(f"has {num_tokens(text, None)} tokens; needs at most {start.max_instruction_tokens}")
+        if base is not None:
+            base.check_instruction(text)
+        elif num_tokens(text, None) > config.max_instruction_tokens:
+            raise ValueError(f"has {num_tokens(text, None)} tokens; needs at most {config.max_instruction_tokens}")
 
     pairs = load_pairs(url, check_instruction=check_instruction)
-    made = folder / f"pairs-{pairs_id(url, pairs, start)}"
+    start = starting_point(config)
+    made = (config.cache or config.output).absolute() / f"pairs-{pairs_id(url, pairs, start)}"
     if made.is_dir():
         return made
     probed = probe_pairs(url, pairs)
