@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from model.training.camera_path import Point, draw_camera
+from model.training.drawing import draw_backdrop, draw_grade, draw_solid
 from model.training.edits import TASK_SHARES, Edit, EditTask, draw_edit
 from model.training.palette import CHROMATIC, FAMILIES
 from model.training.rendering import WorldFrames, edited_attribute, render_scene
@@ -26,9 +27,6 @@ from model.training.scene import (
     Scene,
     Shape,
     Split,
-    draw_backdrop,
-    draw_grade,
-    draw_solid,
     is_heldout_pair,
 )
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from PIL import Image
 
 from pipeline.evaluation.evaluate import Evaluated, Evaluation
-from pipeline.evaluation.suite import LONG_SEGMENTS, MIN_VISIBLE_SHARE, SuiteVideo
+from pipeline.evaluation.suite import LONG_SEGMENTS, MIN_VISIBLE_SHARE, TASKS, SuiteVideo
 from pipeline.evaluation.tables import (
     GAP_BINS,
     by_gap,
@@ -67,10 +67,11 @@ def write_evaluation_report(evaluation: Evaluation, evaluated: Evaluated, *, pro
         f"Preset {', '.join(evaluation.presets)}, top-k {evaluation.top_k}. {provenance} {times(evaluated)} What is "
         "measured stands at the head of `pipeline/evaluation/measures.py`."
     )
+    tasks = "" if evaluation.tasks == TASKS else f" --tasks {','.join(evaluation.tasks)}"
     embedder = f" --frame-embedder {evaluation.embedder}" if evaluation.embedder else ""
     command = (
         f"memory-v2v evaluate --suite {evaluation.suite} --preset {','.join(evaluation.presets)} --methods "
-        f"{','.join(evaluation.methods)} --videos {evaluation.videos} --seed {seed} --top-k {evaluation.top_k}{embedder} --out DIR"
+        f"{','.join(evaluation.methods)} --videos {evaluation.videos}{tasks} --seed {seed} --top-k {evaluation.top_k}{embedder} --out DIR"
     )
     markdown = ["# Evaluation", "", intro, "", f"    {command}", ""]
     for title, lines in tables.items():

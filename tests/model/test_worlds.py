@@ -150,7 +150,7 @@ def test_splits_share_no_target_and_no_texture() -> None:
 
 def test_what_the_instruction_leaves_open_differs_between_worlds() -> None:
     blues = [
-        world.edit.colour
+        world.edit.afterwards.solids[0].colour
         for world in (make_world(seed, split="train", task="recolour") for seed in range(300))
         if world.instruction.endswith("blue")
     ]
