@@ -153,3 +153,22 @@ def _muted(colour: Colour, rng: random.Random, *, towards: float | None = None) 
     share = rng.uniform(0.35, 0.75)
     r, g, b = (value + (grey - value) * share for value in colour)
     return (r, g, b)
+
+
+def draw_places(rng: random.Random, distance: float, elsewhere: Point | None) -> list[tuple[float, float]]:
+    """Where the other solids stand (x, z): beside the target, to the other sides, and in the second place."""
+    places = [(rng.choice((-1, 1)) * rng.uniform(1.7, 2.6), distance + rng.uniform(-0.6, 1.6))]
+    for azimuth in (2.0, 3.14, 4.28):
+        if rng.random() < 0.8:
+            angle, reach = azimuth + rng.uniform(-0.4, 0.4), rng.uniform(3.0, 5.0)
+            places.append((reach * math.sin(angle), reach * math.cos(angle)))
+    if elsewhere is not None:
+        away = math.atan2(elsewhere[0], elsewhere[2])
+        angle, reach = away + rng.uniform(-0.6, 0.6), rng.uniform(2.5, 4.0)
+        places.append((elsewhere[0] + reach * math.sin(angle), elsewhere[2] + reach * math.cos(angle)))
+    return places
+
+
+def unit(vector: Point) -> Point:
+    length = math.hypot(*vector)
+    return (vector[0] / length, vector[1] / length, vector[2] / length)

@@ -64,7 +64,7 @@ class Edit:
 
 
 def draw_edit(
-    rng: random.Random, task: EditTask, scene: Scene, colour: str, shape: str, grade: Callable[[Colour], Colour]
+    rng: random.Random, task: EditTask, scene: Scene, colour: str, shape: Shape, grade: Callable[[Colour], Colour]
 ) -> tuple[Edit, str]:
     """The edit of a scene whose first solid is the target, and the instruction for it, which says what and not how exactly."""
     (target, *others), backdrop = scene.solids, scene.backdrop

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from model.training.camera_path import Point
 from model.training.drawing import draw_texture
 from model.training.palette import CHROMATIC, FAMILIES, NEUTRAL, Colour, ColourFamily
+from model.training.scene import Shape, Solid
 from model.training.things import Grading, Parts, part, shade
 
 HAIR = {
@@ -71,16 +72,20 @@ def draw_person(
             parts += [
                 part("cylinder", (side * 0.14, middle - 0.03, 0), (0.1, tall + 0.03, 0.15), jacket),
                 part("dome", (side * 0.14, top - 0.002, 0), (0.1, 0.07, 0.15), jacket),
-                part("box", (side * 0.075, top - 0.05, -0.12), (0.022, 0.1, 0.012), shade(jacket, 0.75), roll=side * 0.35),
-            ]  # fmt: skip
+                part(
+                    "box", (side * 0.075, top - 0.05, -0.12), (0.022, 0.1, 0.012), shade(jacket, 0.75), roll=side * 0.35
+                ),
+            ]
     for side in (-1, 1):
         parts += [
-            part("cylinder", (side * 0.275, top - 0.25, 0), (0.058, 0.26, 0.062), sleeve, texture=cloth, roll=side * 0.1),
+            part(
+                "cylinder", (side * 0.275, top - 0.25, 0), (0.058, 0.26, 0.062), sleeve, texture=cloth, roll=side * 0.1
+            ),
             part("sphere", (side * 0.245, top - 0.025, 0), (0.075, 0.07, 0.075), sleeve, texture=cloth),
             part("sphere", (side * 0.305, top - 0.54, 0), (0.045, 0.065, 0.05), skin),
             part("cylinder", (side * 0.1, hip / 2, 0), (0.09, hip / 2, 0.095), trousers, has_shadow=True),
             part("box", (side * 0.1, 0.04, -0.05), (0.08, 0.04, 0.14), (0.12, 0.1, 0.1)),
-        ]  # fmt: skip
+        ]
     parts += _face(y, skin, hair_colour, rng)
     reach = rng.choice((0.12, 0.17, 0.27))
     parts += [
@@ -119,20 +124,18 @@ class Glasses:
     def on(self, head: Point) -> Parts:
         """On the nose of someone whose head is there; the rims first."""
         y, z = head[1] + 0.004, -0.163
-        frame = {"colour": self.frame, "opacity": self.frame_opacity}
-        parts = []
+
+        def piece(shape: Shape, centre: Point, half: Point) -> Solid:
+            return part(shape, centre, half, self.frame, opacity=self.frame_opacity)
+
+        rim: Shape = "ring" if self.is_round else "frame"
+        parts = [piece(rim, (side * 0.063, y, z), (0.061, 0.052 if self.is_round else 0.045, 0.01)) for side in (-1, 1)]
+        parts.append(piece("box", (0, y + 0.014, z), (0.014, 0.008, 0.006)))
+        parts += [piece("box", (side * 0.131, y + 0.018, z + 0.09), (0.006, 0.01, 0.09)) for side in (-1, 1)]
+        glass: Shape = "sphere" if self.is_round else "box"
+        half = (0.048, 0.041, 0.003) if self.is_round else (0.047, 0.035, 0.003)
         for side in (-1, 1):
-            x = side * 0.063
-            half = (0.061, 0.052 if self.is_round else 0.045, 0.01)
-            parts.append(part("ring" if self.is_round else "frame", (x, y, z), half, **frame))
-        parts.append(part("box", (0, y + 0.014, z), (0.014, 0.008, 0.006), **frame))
-        for side in (-1, 1):
-            parts.append(part("box", (side * 0.131, y + 0.018, z + 0.09), (0.006, 0.01, 0.09), **frame))
-            lens = {"colour": self.lens, "opacity": self.lens_opacity}
-            if self.is_round:
-                parts.append(part("sphere", (side * 0.063, y, z + 0.004), (0.048, 0.041, 0.003), **lens))
-            else:
-                parts.append(part("box", (side * 0.063, y, z + 0.004), (0.047, 0.035, 0.003), **lens))
+            parts.append(part(glass, (side * 0.063, y, z + 0.004), half, self.lens, opacity=self.lens_opacity))
         return tuple(parts)
 
 
@@ -154,7 +157,7 @@ def draw_person_hat(rng: random.Random, grade: Grading, head: Point, kind: HatKi
     texture = draw_texture(rng, ("plain", "mottled", "stripes"), (0.08, 0.2))
     tall, y = rng.uniform(0.85, 1.25), head[1] + 0.075
 
-    def piece(shape: Literal["sphere", "dome", "cylinder", "cone"], up: float, half: Point, *, ahead: float = 0.0, is_band: bool = False) -> Parts:  # fmt: skip
+    def piece(shape: Shape, up: float, half: Point, *, ahead: float = 0.0, is_band: bool = False) -> Parts:
         tint = band if is_band else colour
         return (part(shape, (0, y + up, 0.01 - ahead), half, tint, texture=texture),)
 

@@ -20,7 +20,7 @@ from model.training.textures import camera_noise
 
 MAX_CHUNK_RAYS = 140_000
 """Planes of one chunk: about half a megabyte each, so that they stay in the cache."""
-MIN_SHADOW = 0.5 / 255
+MIN_SHADOW = 2 / 255
 """Less of a difference in the floor's brightness is no difference."""
 
 BACKDROP, SHARED, CHANGED = 0, 1, 2
@@ -163,13 +163,12 @@ def _render_band(
         mask = torch.ones_like(mask)
     elif edit.afterwards.backdrop != scene.backdrop:
         target = mask
-    colours = source.rgb.transpose(0, 1), edited.rgb.transpose(0, 1)
-    masks, depth = (mask, target), source.depth
+    before, after, depth = source.rgb.transpose(0, 1), edited.rgb.transpose(0, 1), source.depth
     if supersample > 1:
-        colours = tuple(functional.avg_pool2d(planes, supersample) for planes in colours)
-        masks = tuple(functional.max_pool2d(marked.float(), supersample) > 0 for marked in masks)
+        before, after = (functional.avg_pool2d(planes, supersample) for planes in (before, after))
+        mask, target = (functional.max_pool2d(marked.float(), supersample) > 0 for marked in (mask, target))
         depth = -functional.max_pool2d(-depth, supersample)
-    return *colours, *masks, depth
+    return before, after, mask, target, depth
 
 
 def _change_backdrop(

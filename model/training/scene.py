@@ -34,7 +34,7 @@ SEGMENT_FRAMES = 17
 """Of `tiny`: what absences and lengths of worlds are counted in."""
 
 
-def is_heldout_pair(colour: str, shape: str) -> bool:
+def is_heldout_pair(colour: str, shape: Shape) -> bool:
     """Whether targets of this colour and shape appear only in the held-out split (7 of the 28 pairs)."""
     return (sorted(CHROMATIC).index(colour) + sorted(SHAPE_WORDS).index(shape)) % 4 == 0
 

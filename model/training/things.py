@@ -19,12 +19,12 @@ Parts = tuple[Solid, ...]
 PLAIN = Texture(kind="plain", period_m=1.0, direction=(1.0, 0.0, 0.0), contrast=0.0, roughness=0.0, offset=(0.0, 0.0))
 
 DARK = {
-    "brown": ColourFamily(hue_deg=(12, 30), saturation=(0.5, 0.85), value=(0.16, 0.32)),
-    "blue": ColourFamily(hue_deg=(205, 245), saturation=(0.5, 0.9), value=(0.16, 0.34)),
-    "green": ColourFamily(hue_deg=(110, 160), saturation=(0.4, 0.8), value=(0.13, 0.28)),
-    "red": ColourFamily(hue_deg=(-10, 8), saturation=(0.6, 0.9), value=(0.2, 0.36)),
+    "brown": ColourFamily(hue_deg=(12, 30), saturation=(0.5, 0.85), value=(0.22, 0.42)),
+    "blue": ColourFamily(hue_deg=(205, 245), saturation=(0.5, 0.9), value=(0.22, 0.45)),
+    "green": ColourFamily(hue_deg=(110, 160), saturation=(0.4, 0.8), value=(0.18, 0.38)),
+    "red": ColourFamily(hue_deg=(-10, 8), saturation=(0.6, 0.9), value=(0.25, 0.45)),
 }
-WHITE = ColourFamily(hue_deg=(20, 260), saturation=(0.0, 0.12), value=(0.82, 1.0))
+WHITE = ColourFamily(hue_deg=(20, 260), saturation=(0.0, 0.12), value=(0.88, 1.0))
 SCARLET = ColourFamily(hue_deg=(-10, 14), saturation=(0.8, 1.0), value=(0.6, 0.95))
 DOOR_COLOURS = tuple(DARK)
 WALL_COLOURS = ("yellow", "grey", "orange", "green", "pink")
@@ -86,10 +86,16 @@ def shade(colour: Colour, factor: float) -> Colour:
     return (r, g, b)
 
 
+def pale(colour: tuple[float, float, float]) -> tuple[float, float, float]:
+    """Of walls and clear glass: half way to white."""
+    r, g, b = (0.45 * value + 0.45 for value in colour)
+    return (r, g, b)
+
+
 def draw_door(rng: random.Random, colour: Colour) -> Parts:
     """The leaf (first), its panels, frame and knob; 0.06 m before the wall's face, which is z = 0."""
     width, height = rng.uniform(0.42, 0.52), rng.uniform(0.98, 1.1)
-    texture = draw_texture(rng, ("plain", "mottled", "stripes"), (0.15, 0.3))
+    texture = replace(draw_texture(rng, ("plain", "mottled", "stripes"), (0.15, 0.3)), contrast=rng.uniform(0.1, 0.25))
     trim = FAMILIES[rng.choice(("brown", "grey", "white"))].draw(rng)
     metal = (0.85, 0.7, 0.3) if rng.random() < 0.5 else (0.75, 0.76, 0.8)
     side = rng.choice((-1, 1))
@@ -111,21 +117,13 @@ def draw_table(rng: random.Random, colour: Colour, *, half: tuple[float, float],
     """The top (first), round or square, and four legs."""
     texture = draw_texture(rng, ("plain", "mottled", "stripes"), (0.2, 0.5))
     shape: Shape = rng.choice(("box", "cylinder"))
-    top = part("box" if shape == "box" else "cylinder", (0, height_m - 0.03, 0), (half[0], 0.03, half[1]), colour, texture=texture, has_shadow=True)  # fmt: skip
-    inset = 0.86 if shape == "box" else 0.62
-    return (
-        top,
-        *(
-            part(
-                "cylinder",
-                (x * half[0] * inset, height_m / 2 - 0.03, z * half[1] * inset),
-                (0.035, height_m / 2 - 0.03, 0.035),
-                shade(colour, 0.7),
-            )  # fmt: skip
-            for x in (-1, 1)
-            for z in (-1, 1)
-        ),
-    )
+    inset, leg = 0.86 if shape == "box" else 0.62, height_m / 2 - 0.03
+    parts = [part(shape, (0, height_m - 0.03, 0), (half[0], 0.03, half[1]), colour, texture=texture, has_shadow=True)]
+    for x in (-1, 1):
+        for z in (-1, 1):
+            spot = (x * half[0] * inset, leg, z * half[1] * inset)
+            parts.append(part("cylinder", spot, (0.035, leg, 0.035), shade(colour, 0.7)))
+    return tuple(parts)
 
 
 def draw_apple(rng: random.Random, colour: Colour) -> Parts:

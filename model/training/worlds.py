@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from model.training.camera_path import Framing, Point, draw_camera
-from model.training.drawing import draw_backdrop, draw_grade, draw_solid
+from model.training.camera_path import Framing, draw_camera
+from model.training.drawing import draw_backdrop, draw_grade, draw_places, draw_solid, unit
 from model.training.edits import EDIT_TASKS, STAGED_TASKS, TASK_SHARES, Edit, EditTask, draw_edit
 from model.training.palette import CHROMATIC, FAMILIES
 from model.training.rendering import WorldFrames, edited_attribute, render_scene
@@ -30,7 +30,7 @@ from model.training.scene import (
     Split,
     is_heldout_pair,
 )
-from model.training.staging import draw_bystander, draw_staging
+from model.training.staged_scenes import draw_bystander, draw_staging
 
 __all__ = [
     "SEGMENT_FRAMES",
@@ -128,9 +128,10 @@ def make_world(
     backdrop, backdrop_words = draw_backdrop(rng, grade)
 
     staging = draw_staging(rng, task, split, grade) if task in STAGED_TASKS else None
-    colour, shape = "", ""
+    colour = ""
+    shape: Shape = "sphere"
     solids: list[Solid] = []
-    names: list[tuple[str, str] | str] = []
+    names: list[tuple[str, Shape] | str] = []
     if staging is None:
         shapes: tuple[Shape, ...] = (
             ("sphere", "box", "cylinder") if task == "hat" else ("sphere", "box", "cylinder", "cone")
@@ -149,7 +150,7 @@ def make_world(
     elsewhere = (rng.choice((-1, 1)) * rng.uniform(3.0, 4.5), 0.0, -rng.uniform(3.0, 4.5)) if has_cuts else None
     if elsewhere is not None and not backdrop.is_room:
         elsewhere = (elsewhere[0] * 6, 0.0, elsewhere[2] * 6)
-    for number, place in enumerate(_places(rng, distance, elsewhere)):
+    for number, place in enumerate(draw_places(rng, distance, elsewhere)):
         if staging is not None and number == 0 and not staging.has_neighbour:
             continue
         if backdrop.is_room:
@@ -180,13 +181,14 @@ def make_world(
         raise_view_m=0.55 if task == "hat" else 0.0,
         framing=framing,
     )
-    light_x, light_z = rng.uniform(-0.7, 0.7), rng.uniform(-0.9, 0.3)
+    # Faces and doors look at the camera, so their light does not come from behind.
+    light_x, light_z = rng.uniform(-0.7, 0.7), rng.uniform(-0.9, 0.3 if staging is None else -0.4)
     scene = Scene(
         solids=tuple(solids),
         backdrop=backdrop,
         camera=camera,
-        light=_unit((light_x, rng.uniform(0.6, 1.2), light_z)),
-        ambient=rng.uniform(0.4, 0.65),
+        light=unit((light_x, rng.uniform(0.6, 1.2), light_z)),
+        ambient=rng.uniform(0.4, 0.65) if staging is None else rng.uniform(0.5, 0.7),
         noise_sigma=rng.choice((0.0, rng.uniform(0.003, 0.02))),
         vignette=rng.choice((0.0, rng.uniform(0.05, 0.3))),
         noise_bank=NOISE_BANKS[split],
@@ -212,25 +214,6 @@ def make_world(
         solid_words=words,
         backdrop_words=backdrop_words,
     )
-
-
-def _places(rng: random.Random, distance: float, elsewhere: Point | None) -> list[tuple[float, float]]:
-    """Where the other solids stand (x, z): beside the target, to the other sides, and in the second place."""
-    places = [(rng.choice((-1, 1)) * rng.uniform(1.7, 2.6), distance + rng.uniform(-0.6, 1.6))]
-    for azimuth in (2.0, 3.14, 4.28):
-        if rng.random() < 0.8:
-            angle, reach = azimuth + rng.uniform(-0.4, 0.4), rng.uniform(3.0, 5.0)
-            places.append((reach * math.sin(angle), reach * math.cos(angle)))
-    if elsewhere is not None:
-        away = math.atan2(elsewhere[0], elsewhere[2])
-        angle, reach = away + rng.uniform(-0.6, 0.6), rng.uniform(2.5, 4.0)
-        places.append((elsewhere[0] + reach * math.sin(angle), elsewhere[2] + reach * math.cos(angle)))
-    return places
-
-
-def _unit(vector: Point) -> Point:
-    length = math.hypot(*vector)
-    return (vector[0] / length, vector[1] / length, vector[2] / length)
 
 
 def render(

@@ -67,11 +67,11 @@ def write_evaluation_report(evaluation: Evaluation, evaluated: Evaluated, *, pro
         f"Preset {', '.join(evaluation.presets)}, top-k {evaluation.top_k}. {provenance} {times(evaluated)} What is "
         "measured stands at the head of `pipeline/evaluation/measures.py`."
     )
-    tasks = "" if evaluation.tasks == TASKS else f" --tasks {','.join(evaluation.tasks)}"
+    of_tasks = "" if evaluation.tasks == TASKS else f" --tasks {','.join(evaluation.tasks)}"
     embedder = f" --frame-embedder {evaluation.embedder}" if evaluation.embedder else ""
     command = (
         f"memory-v2v evaluate --suite {evaluation.suite} --preset {','.join(evaluation.presets)} --methods "
-        f"{','.join(evaluation.methods)} --videos {evaluation.videos}{tasks} --seed {seed} --top-k {evaluation.top_k}{embedder} --out DIR"
+        f"{','.join(evaluation.methods)} --videos {evaluation.videos}{of_tasks} --seed {seed} --top-k {evaluation.top_k}{embedder} --out DIR"
     )
     markdown = ["# Evaluation", "", intro, "", f"    {command}", ""]
     for title, lines in tables.items():
