@@ -92,7 +92,7 @@ def draw_person(
         part("dome", (0, y + 0.05, 0.012), (0.146, 0.138, 0.15), hair_colour),
         part("sphere", (0, y + 0.09 - reach, 0.06), (0.15, reach, 0.105), hair_colour),
     ]
-    return Person(parts=tuple(parts), head=(0, y, 0), shoulder=(0.22, top + 0.045, 0.0))
+    return Person(parts=tuple(parts), head=(0, y, 0), shoulder=(0.26, top + 0.045, 0.0))
 
 
 def _face(y: float, skin: Colour, hair: Colour, rng: random.Random) -> Parts:

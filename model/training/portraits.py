@@ -92,7 +92,7 @@ def _worn(rng: random.Random, task: StagedTask, grade: Grading, person: Person) 
     if task == "macaw":
         side = rng.choice((-1, 1))
         spot = (side * person.shoulder[0], person.shoulder[1], person.shoulder[2])
-        return body, body + placed(draw_macaw(rng, grade), spot, heading=rng.uniform(-0.5, 0.5)), ""
+        return body, body + placed(draw_macaw(rng, grade, is_tail_down=True), spot, heading=rng.uniform(-0.5, 0.5)), ""
     glasses = Glasses(
         is_round=rng.random() < 0.5,
         frame=draw_frame(rng, grade),

@@ -96,7 +96,7 @@ def stage_macaw_on_table(rng: random.Random, task: StagedTask, split: Split, gra
         draw_cup(rng, grade(FAMILIES[variant[1]].draw(rng))), (side * rng.uniform(0.25, 0.35), height, distance - 0.1)
     )
     macaw = placed(
-        scaled(draw_macaw(rng, grade), 1.25),
+        scaled(draw_macaw(rng, grade, is_tail_down=False), 1.25),
         (-side * rng.uniform(0.0, 0.15), height, distance),
         heading=rng.uniform(-0.7, 0.7),
     )

@@ -166,8 +166,8 @@ def draw_cup(rng: random.Random, colour: Colour) -> Parts:
     )  # fmt: skip
 
 
-def draw_macaw(rng: random.Random, grade: Grading) -> Parts:
-    """A scarlet macaw, feet at the origin. The reds, the blue, how far the yellow band reaches and the grain are free."""
+def draw_macaw(rng: random.Random, grade: Grading, *, is_tail_down: bool) -> Parts:
+    """A scarlet macaw, feet at the origin, its tail hanging down or lying behind it on what it stands on. The reds, the blue, how far the yellow band reaches and the grain are free."""
     red, blue = grade(SCARLET.draw(rng)), grade(FAMILIES["blue"].draw(rng))
     yellow, band = grade(FAMILIES["yellow"].draw(rng)), rng.uniform(0.03, 0.06)
     feathers = draw_texture(rng, ("plain", "mottled", "stripes"), (0.03, 0.08))
@@ -178,9 +178,13 @@ def draw_macaw(rng: random.Random, grade: Grading) -> Parts:
         part("sphere", (0, 0.3, -0.035), (0.065, 0.065, 0.065), red, texture=feathers),
         part("cone", (0, 0.278, -0.112), (0.03, 0.046, 0.026), ivory, pitch=-2.3),
         part("sphere", (0, 0.258, -0.092), (0.02, 0.022, 0.018), black),
-        part("sphere", (0.0, -0.1, 0.11), (0.032, 0.19, 0.02), red, texture=feathers, pitch=-0.2),
-        part("sphere", (0.014, -0.16, 0.13), (0.022, 0.17, 0.016), blue, pitch=-0.2),
     ]
+    if is_tail_down:
+        parts.append(part("sphere", (0, -0.1, 0.11), (0.032, 0.19, 0.02), red, texture=feathers, pitch=-0.2))
+        parts.append(part("sphere", (0.014, -0.16, 0.13), (0.022, 0.17, 0.016), blue, pitch=-0.2))
+    else:
+        parts.append(part("sphere", (0, 0.05, 0.18), (0.034, 0.17, 0.022), red, texture=feathers, pitch=1.45))
+        parts.append(part("sphere", (0.016, 0.04, 0.25), (0.024, 0.16, 0.018), blue, pitch=1.5))
     for side in (-1, 1):
         parts += [
             part("sphere", (side * 0.034, 0.296, -0.07), (0.032, 0.034, 0.03), white),
