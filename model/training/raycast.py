@@ -68,30 +68,28 @@ def camera_axes(scene: Scene, frames: Sequence[int], device: torch.device) -> tu
 
 
 def camera_matrices(
-    scene: Scene, frames: Sequence[int], size: tuple[int, int], device: torch.device
+    scene: Scene, stand: tuple[Tensor, Tensor], size: tuple[int, int]
 ) -> tuple[Float[Tensor, "t 4 4"], Float[Tensor, "t 3 3"]]:
-    """`c2w` and `intrinsics` of `frames` at `size` (h, w), OpenCV axes: camera and world have x right, y DOWN, z forward.
+    """`c2w` and `intrinsics` of `camera_axes` at `size` (h, w), OpenCV axes: camera and world have x right, y DOWN, z forward.
 
     The scene's own y points up; here it is negated, so that rotations are proper. Metres; the centre of the pixel in column j and
     row i is (j + 0.5, i + 0.5).
     """
-    axes, position = camera_axes(scene, frames, device)
-    c2w = torch.eye(4, device=device).repeat(len(frames), 1, 1)
+    axes, position = stand
+    c2w = torch.eye(4, device=axes.device).repeat(len(axes), 1, 1)
     c2w[:, :3, :3] = axes.transpose(1, 2) * axes.new_tensor([1, -1, 1])
     c2w[:, :3, 3] = position
     c2w[:, 1] *= -1
     focal = 1 / pixel_of(scene, size)
-    camera = torch.tensor([[focal, 0, size[1] / 2], [0, focal, size[0] / 2], [0, 0, 1]], device=device)
-    return c2w, camera.repeat(len(frames), 1, 1)
+    camera = torch.tensor([[focal, 0, size[1] / 2], [0, focal, size[0] / 2], [0, 0, 1]], device=axes.device)
+    return c2w, camera.repeat(len(axes), 1, 1)
 
 
-def camera_rays(
-    scene: Scene, frames: Sequence[int], size: tuple[int, int], rows: tuple[int, int], device: torch.device
-) -> Rays:
-    """Rays of `frames` through rows `[rows[0], rows[1])` of an image of `size` (h, w)."""
+def camera_rays(scene: Scene, stand: tuple[Tensor, Tensor], size: tuple[int, int], rows: tuple[int, int]) -> Rays:
+    """Rays from `camera_axes` through rows `[rows[0], rows[1])` of an image of `size` (h, w)."""
     height, width = size
     pixel = pixel_of(scene, size)
-    axes_t, position = camera_axes(scene, frames, device)
+    (axes_t, position), device = stand, stand[0].device
     first_x, first_y = pixel * (0.5 - width / 2), pixel * (height / 2 - 0.5 - rows[0])
     x = torch.arange(width, device=device) * pixel + first_x
     y = torch.arange(rows[1] - rows[0], device=device) * -pixel + first_y

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from model.training.backdrop import BackdropHit, cast_backdrop, cast_shadows, paint_backdrop
 from model.training.edits import Edit
-from model.training.raycast import Hit, Rays, camera_matrices, camera_rays, cast_solid, paint_solid
+from model.training.raycast import Hit, Rays, camera_axes, camera_matrices, camera_rays, cast_solid, paint_solid
 from model.training.scene import Scene, Solid
 from model.training.textures import camera_noise
 
@@ -72,14 +72,15 @@ def render_scene(
     chunks = []
     for first in range(0, len(frames), num_frames):
         chunk = frames[first : first + num_frames]
+        stand = camera_axes(scene, chunk, device)
         bands = [
-            _render_band(scene, edit, chunk, size, (top, min(size[0], top + num_rows)), supersample, device)
+            _render_band(scene, edit, chunk, stand, size, (top, min(size[0], top + num_rows)), supersample)
             for top in range(0, size[0], num_rows)
         ]
         source, edited, *known = (torch.cat(part, dim=-2) for part in zip(*bands, strict=True))
-        chunks.append((*_develop(scene, edit, chunk, size, source, edited), *known))
-    source, edited, mask, target, depth = (torch.cat(part) for part in zip(*chunks, strict=True))
-    c2w, intrinsics = camera_matrices(scene, frames, size, device)
+        cameras = camera_matrices(scene, stand, size)
+        chunks.append((*_develop(scene, edit, chunk, size, source, edited), *known, *cameras))
+    source, edited, mask, target, depth, c2w, intrinsics = (torch.cat(part) for part in zip(*chunks, strict=True))
     return WorldFrames(
         source=source, edited=edited, mask=mask, target=target, depth=depth, c2w=c2w, intrinsics=intrinsics
     )
@@ -125,14 +126,14 @@ def _render_band(
     scene: Scene,
     edit: Edit,
     frames: Sequence[int],
+    stand: tuple[Tensor, Tensor],
     size: tuple[int, int],
     rows: tuple[int, int],
     supersample: int,
-    device: torch.device,
 ) -> tuple[Tensor, ...]:
     """Rows of a chunk before the camera's noise: source and edited `[t, 3, h, w]`; mask, target and depth `[t, h, w]`."""
     fine_size = (size[0] * supersample, size[1] * supersample)
-    rays = camera_rays(scene, frames, fine_size, (rows[0] * supersample, rows[1] * supersample), device)
+    rays = camera_rays(scene, stand, fine_size, (rows[0] * supersample, rows[1] * supersample))
     behind = cast_backdrop(scene, rays, frames)
     shared = set(scene.solids) & set(edit.afterwards.solids)
     if edit.style is not None:
@@ -140,15 +141,19 @@ def _render_band(
     source = _View(
         rgb=paint_backdrop(behind, scene.backdrop),
         depth=behind.depth,
-        owner=torch.full(behind.depth.shape, BACKDROP, dtype=torch.int8, device=device),
+        owner=torch.full(behind.depth.shape, BACKDROP, dtype=torch.int8, device=rays.axes.device),
     )
     for solid in scene.solids:
         if solid in shared and solid.opacity == 1:
             source.put(solid, cast_solid(scene, solid, rays, frames), SHARED)
-    edited = source.copy()
-    backdrop_change = _change_backdrop(scene, edit.afterwards, behind, edited, rays, frames)
+    edited, backdrop_change = source, None
+    views = [(source, scene.solids)]
+    if edit.style is None:
+        edited = source.copy()
+        backdrop_change = _change_backdrop(scene, edit.afterwards, behind, edited, rays, frames)
+        views.append((edited, edit.afterwards.solids))
     hits: dict[Solid, Hit | None] = {}
-    for view, solids in ((source, scene.solids), (edited, edit.afterwards.solids)):
+    for view, solids in views:
         # What is seen through comes last: it needs what is behind it.
         for solid in sorted(solids, key=lambda solid: solid.opacity < 1):
             if solid in shared and solid.opacity == 1:
@@ -157,12 +162,13 @@ def _render_band(
             if form not in hits:
                 hits[form] = cast_solid(scene, form, rays, frames)
             view.put(solid, hits[form], SHARED if solid in shared else CHANGED)
-    target = source.is_changed() | edited.is_changed()
-    mask = target if backdrop_change is None else target | backdrop_change
+    target = edited.is_changed() if edited is source else source.is_changed() | edited.is_changed()
+    mask = target
     if edit.style is not None:
-        mask = torch.ones_like(mask)
-    elif edit.afterwards.backdrop != scene.backdrop:
-        target = mask
+        mask = torch.ones_like(target)
+    elif backdrop_change is not None:
+        mask = target | backdrop_change
+        target = mask if edit.afterwards.backdrop != scene.backdrop else target
     before, after, depth = source.rgb.transpose(0, 1), edited.rgb.transpose(0, 1), source.depth
     if supersample > 1:
         before, after = (functional.avg_pool2d(planes, supersample) for planes in (before, after))

@@ -10,7 +10,7 @@ from model.training import primitives
 from model.training.camera_path import CameraPath, Stay
 from model.training.edits import EDIT_TASKS, STAGED_TASKS
 from model.training.palette import CHROMATIC
-from model.training.raycast import camera_rays, cast_solid
+from model.training.raycast import camera_axes, camera_rays, cast_solid
 from model.training.restyle import STYLES, draw_style
 from model.training.scene import SHAPE_WORDS, Solid, Texture, is_heldout_pair
 from model.training.worlds import World, demo_world, edited_attribute, make_world, render, render_frames
@@ -52,7 +52,8 @@ def still_world() -> World:
 
 def test_sphere_is_as_large_and_as_far_as_the_pinhole_says() -> None:
     world = still_world()
-    rays = camera_rays(world.scene, range(1), (200, 200), (0, 200), torch.device("cpu"))
+    stand = camera_axes(world.scene, range(1), torch.device("cpu"))
+    rays = camera_rays(world.scene, stand, (200, 200), (0, 200))
     hit = cast_solid(world.scene, world.scene.solids[0], rays, range(1))
     assert hit is not None
     is_hit = hit.depth < primitives.FAR_M
