@@ -2,9 +2,11 @@
 
 A world's target leaves the view and returns; what the edit leaves open (the tone within the named colour, the hat's shape,
 the strength of a style) is drawn once per world, so only memory of an earlier segment can tell it. Split "heldout" shares
-with "train" neither targets (colour and shape pair), nor textures, nor camera heights (`scene.py` says exactly which).
+with "train" neither targets (pairs of colour and shape, or of two colours), nor textures, nor camera heights (`scene.py` says
+exactly which).
 
-`scene.py` says what a scene is made of, `edits.py` what may be done to it, `rendering.py` makes the pixels.
+`scene.py` says what a scene is made of, `edits.py` what may be done to it, `staging.py` what the scenes of people, doors and
+tables are, `rendering.py` makes the pixels.
 """
 
 import math
