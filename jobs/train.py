@@ -25,11 +25,13 @@ class TrainCommand(TrainingConfig):
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit status: 0 trained, 2 the options or the data are wrong."""
+    """Returns the exit status: 0 trained, 2 the options or the data are wrong, or workers failed again and again."""
+    command = tyro.cli(TrainCommand, args=argv, prog="memory-v2v train")
+    from pipeline.run_record import RunError
+
     try:
-        command = tyro.cli(TrainCommand, args=argv, prog="memory-v2v train")
         folder = run(command)
-    except ValueError as error:
+    except (ValueError, RunError) as error:
         return command_error("train", error)
     print(f"preset written to {folder}")
     return 0

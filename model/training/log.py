@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from model.training.batches import Batch
 
+METRICS_FILE = "metrics.jsonl"
 NOISY = 0.8
 """The choice a memory makes is a choice made near sigma 1: only there does it show in the error."""
 
@@ -27,7 +28,7 @@ class Log:
     def __init__(self, folder: Path, *, step: int, num_steps: int, recent: dict[str, list[float]]) -> None:
         self.first_step, self.num_steps, self.recent = step, num_steps, recent
         self.started = time.monotonic()
-        path = folder / "metrics.jsonl"
+        path = folder / METRICS_FILE
         rows = path.read_text().splitlines(keepends=True) if path.exists() else []
         path.write_text("".join(row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step))
         self.file = path.open("a")

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model.presets import folder_revision, resolve_preset
 from model.training.config import TrainingConfig
@@ -62,6 +63,13 @@ def test_losses_after_a_kill_are_those_of_the_undisturbed_run(tmp_path: Path) ->
     resumed = train(replace(config, resume=True))
     assert losses(config.output) == losses(whole.output)
     assert folder_revision(resumed) == folder_revision(whole.output / "preset")
+    board = EventAccumulator(str(config.output / "tensorboard"))
+    board.Reload()
+    assert {"loss", "learning_rate", "gradient_norm"} <= set(board.Tags()["scalars"])
+    assert [event.step for event in board.Scalars("loss")] == list(range(1, STEPS + 1))
+    pictures = board.Images("source, edited, truth")
+    # Three rows, and source, edit and truth side by side.
+    assert [(event.step, event.height / event.width) for event in pictures] == [(20, 1.0), (40, 1.0)]
     with pytest.raises(ValueError, match=r"learning_rate is 1.0; the run to resume had 0.001"):
         train(replace(config, resume=True, learning_rate=1.0))
 
