@@ -1,4 +1,7 @@
-"""A look at what the network makes: per row a segment's middle frame as source, edited by the network, and as it should be."""
+"""A look at what the network makes: per row a frame as source, edited by the network, and as it should be.
+
+The frame is the one where most is edited.
+"""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -43,8 +46,9 @@ def sample_grid(
         predicted, _ = editing(seen, num_range_frames=latent_frames)
         velocity = predicted if is_velocity else (x_t - predicted) / sigma
         x_t = x_t + (next_sigma - sigma) * velocity
+    frames = codec.group_frames * batch.mask.flatten(2).sum(2).argmax(1)
     columns = []
     for latents in (batch.source, x_t, batch.x_0):
         video = codec.decode(latents)
-        columns.append(video[:, :, video.shape[2] // 2].clamp(0, 1))
+        columns.append(video[torch.arange(len(video)), :, frames].clamp(0, 1))
     return rearrange(torch.stack(columns), "column b c h w -> c (b h) (column w)").float().cpu()
