@@ -336,8 +336,11 @@ def tensor_bits(tensor: Tensor) -> np.ndarray:
 
 def compress_plane(bits: np.ndarray, byte: int) -> bytes:
     """One zstd frame of one byte (0 is the lowest) of every element. Apart: exponents compress and mantissas do not."""
+    if not hasattr(SCRATCH, "compressor"):  # of this thread: two may not share one
+        SCRATCH.compressor = zstandard.ZstdCompressor(compression_params=ZSTD_PARAMETERS)
     plane = (bits >> bits.dtype.type(8 * byte)).astype(np.uint8)
-    return zstandard.ZstdCompressor(compression_params=ZSTD_PARAMETERS).compress(plane)
+    compressed: bytes = SCRATCH.compressor.compress(plane)
+    return compressed
 
 
 def expand_planes(data: pa.Buffer, plane_bytes: list[int], bits: np.ndarray, reference: np.ndarray | None) -> None:
