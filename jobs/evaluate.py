@@ -48,6 +48,10 @@ class EvaluateCommand:
     frame_embedder: str | None = None
     """Also measure clip_f, the likeness of consecutive frames, by these image embeddings: bundled, an open_clip name
     (MODEL:PRETRAINED), or a folder."""
+    dino: str | None = None
+    """Also measure dino_f, the same by a DINO: ARCHITECTURE:FILE, a timm model and its weights."""
+    lpips: Path | None = None
+    """Also measure lpips, the learned distance from the truth: file of torchvision's AlexNet weights."""
     workers: int | None = None
     """Worker processes. Default: one per GPU, or one per CPU core where there is no GPU."""
     address: str | None = None
@@ -59,6 +63,7 @@ class EvaluateCommand:
 def main(argv: list[str]) -> int:
     command = tyro.cli(EvaluateCommand, args=argv, prog="memory-v2v evaluate")
     from pipeline.evaluation.evaluate import Evaluation, evaluate
+    from pipeline.evaluation.learned import LearnedMeasures
     from pipeline.evaluation.report import write_evaluation_report
     from pipeline.evaluation.tables import means
 
@@ -73,7 +78,7 @@ def main(argv: list[str]) -> int:
                 videos=command.videos,
                 seed=command.seed,
                 top_k=command.top_k,
-                embedder=command.frame_embedder,
+                learned=LearnedMeasures(clip=command.frame_embedder, dino=command.dino, lpips=command.lpips),
                 workers=command.workers,
                 address=command.address or default_address(),
             )

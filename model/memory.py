@@ -20,6 +20,7 @@ KERNELS: tuple[Kernel, ...] = (BASE_KERNEL, RELEVANT_KERNEL, COARSE_KERNEL)
 NUM_RELEVANT = 3
 """How many of the retrieved get `RELEVANT_KERNEL` (paper section 4.1)."""
 
+MemoryPositions = Literal["ranges", "reversed", "shared"]
 KernelChoice = Literal["dynamic", "fine", "coarse"]
 MergingMode = Literal["merge-low", "merge-high", "discard-low", "discard-high"]
 MergingChoice = Literal["off", "merge-low", "merge-high", "discard-low", "discard-high"]
@@ -84,12 +85,16 @@ def memory_kernel(role: MemoryRole, rank: int = 0, *, kernels: KernelChoice = "d
     raise ValueError(f'memory role is {role!r}; needs "previous" or "retrieved"')
 
 
-def temporal_start(role: MemoryRole, num_frames: int) -> int:
+def temporal_start(role: MemoryRole, num_frames: int, *, positions: MemoryPositions = "ranges") -> int:
     """First temporal position of a memory beside a target of `num_frames` latent frames.
 
     The target holds 0..T-1, the previous segment T..2T-1, and all other memories share 2T..3T-1 (appendix E): they are a
-    set, not a sequence, so a memory means the same whenever it was made.
+    set, not a sequence, so a memory means the same whenever it was made. "reversed" are the same ranges, filled from behind:
+    what is trained with continuations AFTER the target finds its nearest frame first, and at inference, where memories lie
+    before the target, the nearest is the last. "shared" is one range for everything, target included (the ablation).
     """
+    if positions == "shared":
+        return 0
     return num_frames if role == "previous" else 2 * num_frames
 
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from model.attention import KeysValues, MemoryAttnProcessor, Rotary, project, rotate
 from model.checkpoints import find_folder
-from model.memory import KERNELS, kernel_name, temporal_start
+from model.memory import KERNELS, MemoryPositions, MemoryRole, kernel_name, temporal_start
 from model.merging import FrameCompressor, Merging, responsiveness, thin
 from model.patchify import TokenGroup, concatenate, init_from_base, patchify, unpatchify
 from model.rope import rotary_embedding
@@ -164,6 +164,7 @@ class MemoryTransformer3DModel(
         memory_attention: "joint" or "isolated".
         merging_blocks: blocks before which memory frames may be merged, each with a compressor of its own; the paper's are
             at a third and two thirds of the depth (`merging_blocks(num_layers)`). Joint attention only.
+        memory_positions: "ranges", "reversed" or "shared"; see `model.memory.temporal_start`.
     """
 
     _supports_gradient_checkpointing = True
@@ -196,8 +197,12 @@ class MemoryTransformer3DModel(
         prediction_type: str = "velocity",
         memory_attention: str = "joint",
         merging_blocks: tuple[int, ...] = (),
+        memory_positions: str = "ranges",
     ) -> None:
         super().__init__()
+        if memory_positions not in get_args(MemoryPositions):
+            allowed = ", ".join(get_args(MemoryPositions))
+            raise ValueError(f"memory_positions is {memory_positions!r}; needs one of {allowed}")
         if memory_attention not in get_args(MemoryAttention):
             allowed = ", ".join(get_args(MemoryAttention))
             raise ValueError(f"memory_attention is {memory_attention!r}; needs one of {allowed}")
@@ -259,8 +264,11 @@ class MemoryTransformer3DModel(
     def is_isolated(self) -> bool:
         return bool(self.config.memory_attention == "isolated")
 
+    def memory_start(self, role: MemoryRole, num_range_frames: int) -> int:
+        return temporal_start(role, num_range_frames, positions=self.config.memory_positions)
+
     def patchify_memory(self, item: MemoryBatch, *, start: int, video: int) -> TokenGroup:
-        """Tokens of a memory under its own kernel.
+        """Tokens of a memory under its own kernel, its first position in time (its last frame's, reversed) being `start`.
 
         Raises:
             ValueError: for a kernel this model has no embedding for.
@@ -270,7 +278,11 @@ class MemoryTransformer3DModel(
             raise ValueError(f"memory kernel is {name}; needs one of {sorted(self.memory_patch_embedding)}")
         embedding = cast(nn.Conv3d, self.memory_patch_embedding[name])
         base = cast(Kernel, tuple(self.config.patch_size))
-        return patchify(item.latents, embedding, base=base, start=start, video=video)
+        group = patchify(item.latents, embedding, base=base, start=start, video=video)
+        if self.config.memory_positions == "reversed":
+            t, y, x = group.positions.unbind(-1)
+            group = replace(group, positions=torch.stack([t.max() + t.min() - t, y, x], dim=-1))
+        return group
 
     def tokenize(
         self, hidden_states: Float[Tensor, "b c t h w"], memory: Sequence[MemoryBatch], *, num_range_frames: int
@@ -279,7 +291,7 @@ class MemoryTransformer3DModel(
         base = cast(Kernel, tuple(self.config.patch_size))
         groups = [patchify(hidden_states, self.patch_embedding, base=base, start=0, video=0)]
         for video, item in enumerate(memory, start=1):
-            start = temporal_start(item.role, num_range_frames)
+            start = self.memory_start(item.role, num_range_frames)
             groups.append(self.patchify_memory(item, start=start, video=video))
         return concatenate(groups)
 
@@ -331,7 +343,7 @@ class MemoryTransformer3DModel(
         """Per block the keys, rotated to where the memories stand beside this target, and values of all of them."""
         positions = []
         for item in encoded:
-            start = torch.tensor([temporal_start(item.role, num_range_frames), 0, 0], dtype=item.positions.dtype)
+            start = torch.tensor([self.memory_start(item.role, num_range_frames), 0, 0], dtype=item.positions.dtype)
             positions.append(item.positions + start.to(item.positions.device))
         rotary_emb = rotary_embedding(torch.cat(positions, dim=1), self.config.attention_head_dim)
         return [

@@ -17,6 +17,7 @@ from typing import Literal
 import pyarrow as pa
 
 from model.presets import resolve_preset
+from pipeline.evaluation.learned import LearnedMeasures
 from pipeline.evaluation.suite import SuiteVideo, draw_suite
 from pipeline.evaluation.variants import Variant, read_variants
 from pipeline.manifest import ManifestRow
@@ -24,7 +25,6 @@ from pipeline.progress import Progress
 from pipeline.ray_session import default_workers, ray_session
 from pipeline.run import run_edit
 from pipeline.run_record import EditRun, RunError, VideoOutcome
-from retrieval.embed import embedder_revision
 from retrieval.store import Store
 
 METRICS_SCHEMA = pa.schema(
@@ -44,7 +44,7 @@ PREFERRED_SIZE = (64, 64)
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is evaluated. `out` is a local folder; `seed` draws the worlds and the edits; `embedder` is of single frames."""
+    """What is evaluated. `out` is a local folder; `seed` draws the worlds and the edits."""
 
     out: Path
     presets: tuple[str, ...] = ("tiny",)
@@ -53,7 +53,7 @@ class Evaluation:
     seed: int = 0
     suite: Literal["long-edit"] = "long-edit"
     top_k: int = 3
-    embedder: str | None = None
+    learned: LearnedMeasures = field(default_factory=LearnedMeasures)
     workers: int | None = None
     address: str = "local"
     variants: tuple[Variant, ...] = field(init=False)
@@ -92,8 +92,7 @@ def evaluate(evaluation: Evaluation, progress: Progress) -> Evaluated:
         RunError: if an edit failed; its message says which and why.
     """
     size = common_size(evaluation.variants)
-    if evaluation.embedder is not None:
-        embedder_revision(evaluation.embedder)
+    evaluation.learned.check()
     progress.stage(f"render {evaluation.videos} held-out videos")
     edits: dict[str, dict[str, str]] = {}
     generated: dict[str, tuple[int, float]] = {}
@@ -167,7 +166,7 @@ def measure_suite(
     evaluation: Evaluation, suite: Sequence[SuiteVideo], edits: dict[str, dict[str, str]], *, workers: int
 ) -> pa.Table:
     tasks = [
-        (video, {name: urls[video.id] for name, urls in edits.items()}, evaluation.seed, evaluation.embedder)
+        (video, {name: urls[video.id] for name, urls in edits.items()}, evaluation.seed, evaluation.learned)
         for video in suite
     ]
     with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
@@ -175,8 +174,8 @@ def measure_suite(
     return pa.Table.from_pylist(rows, schema=METRICS_SCHEMA)
 
 
-def _measure(task: tuple[SuiteVideo, dict[str, str], int, str | None]) -> list[dict]:
+def _measure(task: tuple[SuiteVideo, dict[str, str], int, LearnedMeasures]) -> list[dict]:
     from pipeline.evaluation.measures import measure_video
 
-    video, edits, seed, embedder = task
-    return [asdict(row) for row in measure_video(video, edits, seed=seed, embedder=embedder)]
+    video, edits, seed, learned = task
+    return [asdict(row) for row in measure_video(video, edits, seed=seed, learned=learned)]

@@ -8,7 +8,7 @@
                         of a restyle: its colour map (`style.py`), from the first segment's, over this segment's source pixels
     psnr_db, ssim       of all pixels against the truth
     flicker             mean absolute difference between the change from frame to frame and that of the truth, cuts left out
-    clip_f              mean cosine of the image embeddings of consecutive frames (0 to 1), cuts left out; where an embedder is named
+    clip_f, dino_f, lpips   of other people's networks, where their weights are given (`learned.py`)
     flops, seconds      of generating the segment, all steps (counted by torch, all memories encoded anew; the worker's clock)
 
 `gap` of a consistency error is how many segments before this one did not see the followed object; none for a segment of a
@@ -23,7 +23,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -34,12 +33,12 @@ from model.memory import Kernel, MemoryRole, MemorySettings
 from model.presets import load_editor
 from model.training.worlds import edited_attribute
 from model.types import Editor, EditRequest, MemoryVideo
+from pipeline.evaluation.learned import LPIPS_METRIC, LearnedMeasures, lpips_distance
 from pipeline.evaluation.ssim import ssim
 from pipeline.evaluation.style import fit_style, style_distance
 from pipeline.evaluation.suite import MIN_VISIBLE_SHARE, WHOLE_FRAME_TASKS, SuiteVideo, load_truth
 from pipeline.stages.context import EditContext, load_context
 from pipeline.video.io import decode_span
-from retrieval.embed import Embedder, load_embedder
 from retrieval.latents import LatentLRU
 from retrieval.schema import PlannedSegment
 
@@ -69,12 +68,14 @@ class Frames:
     target: Bool[Tensor, "T h w"]
 
 
-def measure_video(video: SuiteVideo, edits: Mapping[str, str], *, seed: int, embedder: str | None = None) -> list[Row]:
+def measure_video(
+    video: SuiteVideo, edits: Mapping[str, str], *, seed: int, learned: LearnedMeasures = LearnedMeasures()
+) -> list[Row]:
     """All measures of all methods of one video, and of the two references.
 
     Args:
         edits: URL of the edit's folder by method; the latents are decoded, no file is.
-        embedder: of single frames, for `clip_f`; see `retrieval.embed`.
+        learned: which measures by other people's networks are taken as well.
     """
     torch.set_num_threads(1)
     contexts = contexts_of(edits)
@@ -84,10 +85,8 @@ def measure_video(video: SuiteVideo, edits: Mapping[str, str], *, seed: int, emb
     videos |= {"do-nothing": edited_frames(context, name="source"), "truth": known.truth}
     rows: list[Row] = []
     for method, edited in videos.items():
-        found = measure(video, method, seed, context.plan, known, edited)
-        if embedder is not None:
-            found += frame_consistency(video, method, seed, context.plan, edited, embedder_of(embedder))
-        rows += found
+        rows += measure(video, method, seed, context.plan, known, edited)
+        rows += measure_learned(video, method, seed, context.plan, known, edited, learned)
     for method, edit in contexts.items():
         settings = replace(edit.spec.memory, kernels="dynamic", has_source=True)  # neither of them adds to the layout
         for segment in edit.plan:
@@ -116,11 +115,6 @@ def row_of(
 @cache
 def editor_of(preset: str) -> Editor:
     return load_editor(preset)
-
-
-@cache
-def embedder_of(name: str) -> Embedder:
-    return load_embedder(name)
 
 
 def contexts_of(edits: Mapping[str, str]) -> dict[str, EditContext]:
@@ -192,22 +186,31 @@ def measure(
     return rows
 
 
-def frame_consistency(
+def measure_learned(
     video: SuiteVideo,
     method: str,
     seed: int,
     plan: Sequence[PlannedSegment],
+    known: Frames,
     edited: Float[Tensor, "T h w 3"],
-    embedder: Embedder,
+    learned: LearnedMeasures,
 ) -> list[Row]:
-    """`clip_f` of every segment."""
-    features = embedder.frame_features((edited * 255).round().to(torch.uint8).numpy())
-    cosines = np.sum(features[1:] * features[:-1], axis=1)
-    return [
-        row_of(video, method, seed, segment, "clip_f", float(steps.mean()))
-        for segment in plan
-        if len(steps := cosines[steps_within(plan, segment)])
-    ]
+    """Rows of one method that other people's networks give."""
+    rows: list[Row] = []
+    for metric, features in learned.features().items():
+        found = features(edited)
+        cosines = (found[1:] * found[:-1]).sum(1)
+        rows += [
+            row_of(video, method, seed, segment, metric, float(steps.mean()))
+            for segment in plan
+            if len(steps := cosines[steps_within(plan, segment)])
+        ]
+    if learned.lpips is not None:
+        distance = lpips_distance(learned.lpips)(edited, known.truth)
+        for segment in plan:
+            value = float(distance[segment.start_frame : segment.end_frame].mean())
+            rows.append(row_of(video, method, seed, segment, LPIPS_METRIC, value))
+    return rows
 
 
 def steps_within(plan: Sequence[PlannedSegment], segment: PlannedSegment) -> slice:

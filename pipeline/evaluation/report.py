@@ -45,7 +45,7 @@ def write_evaluation_report(evaluation: Evaluation, evaluated: Evaluated, *, pro
     edited = tuple(variant.name for variant in evaluation.variants)
     methods = (*edited, "do-nothing", "truth")
     tables = {
-        "Means over videos, with 95 % bootstrap intervals; lower is better but for psnr_db, ssim and clip_f": main_table(
+        "Means over videos, with 95 % bootstrap intervals; lower is better but for psnr_db, ssim, clip_f and dino_f": main_table(
             table, methods, seed=seed
         )
     }
@@ -67,10 +67,15 @@ def write_evaluation_report(evaluation: Evaluation, evaluated: Evaluated, *, pro
         f"Preset {', '.join(evaluation.presets)}, top-k {evaluation.top_k}. {provenance} {times(evaluated)} What is "
         "measured stands at the head of `pipeline/evaluation/measures.py`."
     )
-    embedder = f" --frame-embedder {evaluation.embedder}" if evaluation.embedder else ""
+    given = {
+        "frame-embedder": evaluation.learned.clip,
+        "dino": evaluation.learned.dino,
+        "lpips": evaluation.learned.lpips,
+    }
+    learned = "".join(f" --{name} {value}" for name, value in given.items() if value is not None)
     command = (
         f"memory-v2v evaluate --suite {evaluation.suite} --preset {','.join(evaluation.presets)} --methods "
-        f"{','.join(evaluation.methods)} --videos {evaluation.videos} --seed {seed} --top-k {evaluation.top_k}{embedder} --out DIR"
+        f"{','.join(evaluation.methods)} --videos {evaluation.videos} --seed {seed} --top-k {evaluation.top_k}{learned} --out DIR"
     )
     markdown = ["# Evaluation", "", intro, "", f"    {command}", ""]
     for title, lines in tables.items():

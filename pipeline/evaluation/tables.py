@@ -17,7 +17,7 @@ from pipeline.evaluation.suite import MIN_ABSENCE, WHOLE_FRAME_TASKS
 from pipeline.evaluation.variants import REFERENCE
 
 METRICS = ("edit_error", "preservation_error", "consistency_error", "psnr_db", "ssim", "flicker", "flops", "seconds")
-OPTIONAL_METRICS = ("clip_f",)
+OPTIONAL_METRICS = ("clip_f", "dino_f", "lpips")
 COMPARED = ("edit_error", "preservation_error", "psnr_db", "ssim", "flicker")
 GAP_BINS = ((0, 0), (1, 2), (3, 5), (6, 10), (11, 60))
 NUM_BOOTSTRAP = 10_000

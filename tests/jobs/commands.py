@@ -43,7 +43,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
     )
 
 
-def memory_v2v(*arguments: str | Path, timeout_s: float = 240) -> Answer:
+def memory_v2v(*arguments: str | Path, timeout_s: float = 480) -> Answer:
     process = start(*arguments)
     try:
         stdout, stderr = process.communicate(timeout=timeout_s)

@@ -13,7 +13,7 @@ from tests.presets import write_random_preset
 pytestmark = pytest.mark.ray
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_one_video_by_three_rows_and_again(tmp_path: Path) -> None:
     merging = write_random_preset(tmp_path / "merging", merging_blocks=(1, 2))
     isolated = write_random_preset(tmp_path / "isolated", memory_attention="isolated")
@@ -32,7 +32,7 @@ def test_one_video_by_three_rows_and_again(tmp_path: Path) -> None:
     )
     answer = memory_v2v(
         *arguments, "--preset", f"{merging},{isolated}", "--methods", f"memory,{coarse}", "--frame-embedder", "bundled",
-        timeout_s=600,
+        timeout_s=900,
     )  # fmt: skip
     assert answer.status == 0, answer.stderr
     table = Store(str(tmp_path / "out")).read_table(METRICS_NAME)

@@ -83,7 +83,7 @@ def test_the_command_runs_as_a_submitted_job(job_server: str, tmp_path: Path) ->
     ]  # fmt: skip
     deadline = time.monotonic() + 120
     while True:
-        submitted = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=280)
+        submitted = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=480)
         if "No available agent" not in submitted.stderr or time.monotonic() > deadline:
             break  # on a busy machine the node's agent comes up after the job server
         time.sleep(2)

@@ -1,6 +1,7 @@
 """Isolated memory: computed once equals computed at every step under the mask that says what "isolated" means."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from model.attention import project, rotate
-from model.memory import temporal_start
+from model.memory import MemoryPositions, temporal_start
 from model.patchify import concatenate, patchify, unpatchify
 from model.rope import rotary_embedding
 from model.transformer import MemoryTransformer3DModel
@@ -40,7 +41,7 @@ def masked_forward(
     memory token sees its own video, reads no text and stands at timestep 0."""
     groups = [patchify(latents, network.patch_embedding, base=(1, 2, 2), start=0, video=0)]
     for video, item in enumerate(memory, start=1):
-        start = temporal_start(item.role, latents.shape[2])
+        start = temporal_start(item.role, latents.shape[2], positions=network.config.memory_positions)
         groups.append(network.patchify_memory(item, start=start, video=video))
     group = concatenate(groups)
     video = torch.cat([torch.full((span.end - span.start,), span.video) for span in group.spans])
@@ -68,7 +69,11 @@ def masked_forward(
 
 
 @torch.no_grad()
-def test_encoded_once_equals_recomputed_at_each_of_ten_steps(network: MemoryTransformer3DModel) -> None:
+@pytest.mark.parametrize("positions", get_args(MemoryPositions))
+def test_encoded_once_equals_recomputed_at_each_of_ten_steps(network: MemoryTransformer3DModel, positions: str) -> None:
+    weights = network.state_dict()
+    network = MemoryTransformer3DModel(**SMALL, memory_attention="isolated", memory_positions=positions).eval()
+    network.load_state_dict(weights)
     memory, text = memories(), random(2, 7, 16, seed=1)
     encoded = [network.encode_memory(item) for item in memory]
     for step in range(10):

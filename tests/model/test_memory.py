@@ -48,4 +48,8 @@ def test_settings_that_mean_nothing_are_refused(settings: dict, message: str) ->
 
 def test_three_disjoint_temporal_ranges() -> None:
     assert (temporal_start("previous", 5), temporal_start("retrieved", 5)) == (5, 10)
+    assert (temporal_start("previous", 5, positions="reversed"), temporal_start("previous", 5, positions="shared")) == (
+        5,
+        0,
+    )
     assert kernel_name((1, 4, 4)) == "1x4x4"

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
@@ -6,7 +8,7 @@ from torch import Tensor, nn
 from model.memory import KERNELS
 from model.transformer import MemoryTransformer3DModel, timestep_runs
 from model.types import MemoryBatch
-from tests.model.networks import SMALL
+from tests.model.networks import SMALL, random
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +134,39 @@ def test_the_role_of_a_memory_is_its_place_in_time(pair: tuple) -> None:
     }
     assert [span.start for span in group.spans[1:]] == [span.end for span in group.spans[:-1]]
     assert group.spans[-1].end == group.num_tokens
+
+
+def test_reversed_positions_count_from_behind(pair: tuple) -> None:
+    """A memory played backwards under reversed positions is the memory: its frames stand where they stood."""
+    _, network = pair
+    backwards = MemoryTransformer3DModel(**SMALL, memory_positions="reversed").eval()
+    backwards.load_state_dict(network.state_dict())
+    latents, text = random(1, 12, 3, 6, 8, seed=1), random(1, 5, 16, seed=2)
+    item = MemoryBatch(role="previous", kernel=(1, 4, 4), latents=random(1, 12, 3, 6, 8, seed=3))
+    flipped = replace(item, latents=item.latents.flip(2))
+    timestep = torch.tensor([300.0])
+    with torch.no_grad():
+        forwards = network(latents, timestep, text, memory=[item]).sample
+        same = backwards(latents, timestep, text, memory=[flipped]).sample
+        other = backwards(latents, timestep, text, memory=[item]).sample
+    torch.testing.assert_close(same, forwards, atol=1e-5, rtol=0)
+    assert (other - forwards).abs().max() > 1e-4
+
+
+def test_in_one_shared_range_a_role_means_nothing(pair: tuple) -> None:
+    shared = MemoryTransformer3DModel(**SMALL, memory_positions="shared").eval()
+    shared.load_state_dict(pair[1].state_dict())
+    latents, text = random(1, 12, 3, 6, 8, seed=1), random(1, 5, 16, seed=2)
+    item = MemoryBatch(role="previous", kernel=(1, 4, 4), latents=random(1, 12, 3, 6, 8, seed=3))
+    timestep = torch.tensor([300.0])
+    with torch.no_grad():
+        one, other = (
+            shared(latents, timestep, text, memory=[replace(item, role=role)]).sample
+            for role in ("previous", "retrieved")
+        )
+    assert torch.equal(one, other)
+    with pytest.raises(ValueError, match="memory_positions is 'mirrored'; needs one of ranges, reversed, shared"):
+        MemoryTransformer3DModel(**SMALL, memory_positions="mirrored")
 
 
 def test_unknown_memory_kernel_is_named(pair: tuple) -> None:
