@@ -41,6 +41,9 @@ class EvaluateCommand:
     """Comma-separated, as above; table-a and table-b stand for the rows that compare what is remembered, and how it is tokenized.
     "do-nothing" and "truth" are always rows of the tables."""
     videos: int = 32
+    tasks: str = "recolour,recolour,hat,restyle"
+    """Comma-separated, taken in turn: recolour, hat, remove, reshape, restyle, and those of the paper's project page (orange, door,
+    person_hat, jacket, macaw, clear_glasses, sunglasses, other_hat). The bundled weights have learned recolour, hat and restyle."""
     seed: int = 0
     """Draws the videos and the edits; any seed gives fresh, held-out worlds."""
     top_k: int = 3
@@ -76,6 +79,7 @@ def main(argv: list[str]) -> int:
                 presets=listed(command.preset),
                 methods=listed(command.methods),
                 videos=command.videos,
+                tasks=listed(command.tasks),
                 seed=command.seed,
                 top_k=command.top_k,
                 learned=LearnedMeasures(clip=command.frame_embedder, dino=command.dino, lpips=command.lpips),

@@ -21,6 +21,8 @@ class BackdropHit:
     is_floor: Tensor
     floor_share: Tensor
     floor_brightness: Tensor
+    place: tuple[Tensor, Tensor]
+    """Where on the floor: x and z."""
     haze: Tensor
     far_share: Tensor
     far_brightness: Tensor
@@ -84,7 +86,8 @@ def cast_backdrop(scene: Scene, rays: Rays, frames: Sequence[int]) -> BackdropHi
         depth=depth,
         is_floor=is_floor,
         floor_share=floor_share,
-        floor_brightness=_shadows(scene, rays, frames, tex_x, tex_z),
+        floor_brightness=cast_shadows(scene, rays, frames, (tex_x, tex_z)),
+        place=(tex_x, tex_z),
         haze=haze,
         far_share=far_share,
         far_brightness=far_brightness,
@@ -93,11 +96,14 @@ def cast_backdrop(scene: Scene, rays: Rays, frames: Sequence[int]) -> BackdropHi
     )
 
 
-def _shadows(scene: Scene, rays: Rays, frames: Sequence[int], x: Tensor, z: Tensor) -> Tensor:
+def cast_shadows(scene: Scene, rays: Rays, frames: Sequence[int], place: tuple[Tensor, Tensor]) -> Tensor:
     """Brightness of the floor: soft blobs under the solids, stretched away from the light."""
+    x, z = place
     brightness = torch.ones_like(x)
     lx, ly, lz = scene.light
     for solid in scene.solids:
+        if not solid.has_shadow:
+            continue
         reach = solid.half[1] * min(1.2, 0.8 / max(ly, 0.2))
         feet = [solid.centre_at(frame) for frame in frames]
         ground = torch.tensor([(cx - lx * reach, 0.0, cz - lz * reach) for cx, _, cz in feet], device=x.device)

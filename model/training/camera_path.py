@@ -80,6 +80,24 @@ class CameraPath:
         return x, y, z, math.atan2(dx, dz), math.atan2(dy, math.hypot(dx, dz))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Framing:
+    """How the target is looked at: ranges from which a path draws. Near things are framed more tightly than far ones.
+
+    Attributes:
+        aim_x_m, aim_z_m: how far beside the target, and before or behind it, the camera may look.
+        aim_y: at which share of the target's height.
+        roam_m: how far stands may be from the middle.
+    """
+
+    fov_deg: tuple[float, float] = (48, 66)
+    drift_m: tuple[float, float] = (0.1, 0.45)
+    aim_x_m: float = 0.7
+    aim_y: tuple[float, float] = (0.6, 1.3)
+    aim_z_m: float = 0.3
+    roam_m: tuple[float, float] = (0.2, 0.9)
+
+
 def draw_camera(
     rng: random.Random,
     target: Point,
@@ -90,14 +108,15 @@ def draw_camera(
     presence_frames: tuple[int, int],
     starts_in_view: bool,
     height_m: float,
-    roam_m: float,
     raise_view_m: float,
+    framing: Framing,
 ) -> CameraPath:
     """A path on which the target leaves the view and returns, over and over.
 
     Visits last `presence_frames` and absences `absence_frames` (drawn log-uniformly). Away from the target the camera
     looks to other sides from the same stand or, where `elsewhere` is given, may cut to a stand there.
     """
+    roam_m = rng.uniform(*framing.roam_m)
     stays: list[Stay] = []
     frame, sees_target = 0, starts_in_view
     side = rng.choice((-1.0, 1.0))
@@ -111,9 +130,9 @@ def draw_camera(
             if sees_target:
                 stand = (rng.uniform(-roam_m, roam_m), height_m, rng.uniform(-roam_m, roam_m) * 0.7)
                 look_at = (
-                    target[0] + rng.uniform(-0.7, 0.7),
-                    target[1] * rng.uniform(0.6, 1.3) + raise_view_m,
-                    target[2] + rng.uniform(-0.3, 0.3),
+                    target[0] + rng.uniform(-framing.aim_x_m, framing.aim_x_m),
+                    target[1] * rng.uniform(*framing.aim_y) + raise_view_m,
+                    target[2] + rng.uniform(-framing.aim_z_m, framing.aim_z_m),
                 )
                 hold = end - frame
             else:
@@ -135,8 +154,8 @@ def draw_camera(
     phase = [rng.uniform(0, 2 * math.pi) for _ in range(3)]
     return CameraPath(
         stays=tuple(stays),
-        fov_deg=rng.uniform(48, 66),
-        drift_m=rng.uniform(0.1, 0.45),
+        fov_deg=rng.uniform(*framing.fov_deg),
+        drift_m=rng.uniform(*framing.drift_m),
         drift_frames=(drift[0], drift[1], drift[2]),
         drift_phase=(phase[0], phase[1], phase[2]),
     )

@@ -2,13 +2,15 @@
 
 Every function takes origins and directions by component and returns the ray parameter of the nearest hit in front of the
 origin (FAR_M where there is none) and the unnormalised normal by component. Sphere: radius 1. Dome: its upper half. Box:
-[-1, 1]^3. Cylinder: radius 1, y in [-1, 1]. Cone: apex at y = 1, base of radius 1 at y = -1, seen from above (no base).
+[-1, 1]^3. Cylinder: radius 1, y in [-1, 1]. Cone: apex at y = 1, base of radius 1 at y = -1, seen from above (no base). Ring and
+frame: flat in z = 0, what is left of the unit disc and square without their inner 0.7.
 """
 
 import torch
 from torch import Tensor
 
 FAR_M = 1e4
+RIM_INNER = 0.7
 
 
 def sphere(ox: Tensor, oy: Tensor, oz: Tensor, dx: Tensor, dy: Tensor, dz: Tensor) -> tuple[Tensor, ...]:
@@ -72,4 +74,31 @@ def cone(ox: Tensor, oy: Tensor, oz: Tensor, dx: Tensor, dy: Tensor, dz: Tensor)
     return best, ox + best * dx, 0.25 * (drop - best * dy), oz + best * dz
 
 
-INTERSECT = {"sphere": sphere, "dome": dome, "box": box, "cylinder": cylinder, "cone": cone}
+def ring(ox: Tensor, oy: Tensor, oz: Tensor, dx: Tensor, dy: Tensor, dz: Tensor) -> tuple[Tensor, ...]:
+    return _rim(ox, oy, oz, dx, dy, dz, is_round=True)
+
+
+def frame(ox: Tensor, oy: Tensor, oz: Tensor, dx: Tensor, dy: Tensor, dz: Tensor) -> tuple[Tensor, ...]:
+    return _rim(ox, oy, oz, dx, dy, dz, is_round=False)
+
+
+def _rim(
+    ox: Tensor, oy: Tensor, oz: Tensor, dx: Tensor, dy: Tensor, dz: Tensor, *, is_round: bool
+) -> tuple[Tensor, ...]:
+    t = -oz / torch.where(dz.abs() < 1e-6, 1e-6, dz)
+    x, y = ox + t * dx, oy + t * dy
+    reach = (x * x + y * y).sqrt_() if is_round else torch.maximum(x.abs(), y.abs())
+    t = t.masked_fill((t < 1e-3) | (reach > 1) | (reach < RIM_INNER), FAR_M)
+    flat = torch.zeros_like(t)
+    return t, flat, flat, -dz.sign()
+
+
+INTERSECT = {
+    "sphere": sphere,
+    "dome": dome,
+    "box": box,
+    "cylinder": cylinder,
+    "cone": cone,
+    "ring": ring,
+    "frame": frame,
+}

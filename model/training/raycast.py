@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from model.training.primitives import INTERSECT
@@ -51,19 +52,44 @@ class Hit:
     brightness: Tensor
 
 
-def camera_rays(
-    scene: Scene, frames: Sequence[int], size: tuple[int, int], rows: tuple[int, int], device: torch.device
-) -> Rays:
-    """Rays of `frames` through rows `[rows[0], rows[1])` of an image of `size` (h, w)."""
-    height, width = size
+def pixel_of(scene: Scene, size: tuple[int, int]) -> float:
+    """Width of a pixel at distance 1."""
+    return 2 * math.tan(math.radians(scene.camera.fov_deg) / 2) / math.sqrt(size[0] * size[1])
+
+
+def camera_axes(scene: Scene, frames: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Right, up and forward (rows) `[t, 3, 3]` and positions `[t, 3]`."""
     poses = [scene.camera.pose(frame) for frame in frames]
-    pixel = 2 * math.tan(math.radians(scene.camera.fov_deg) / 2) / math.sqrt(height * width)
     axes = []
     for pose in poses:
         sy, cy, sp, cp = math.sin(pose.yaw), math.cos(pose.yaw), math.sin(pose.pitch), math.cos(pose.pitch)
         axes.append(((cy, 0.0, -sy), (-sy * sp, cp, -cy * sp), (sy * cp, sp, cy * cp)))
-    axes_t = torch.tensor(axes, device=device)
-    position = torch.tensor([pose.position for pose in poses], device=device)
+    return torch.tensor(axes, device=device), torch.tensor([pose.position for pose in poses], device=device)
+
+
+def camera_matrices(
+    scene: Scene, stand: tuple[Tensor, Tensor], size: tuple[int, int]
+) -> tuple[Float[Tensor, "t 4 4"], Float[Tensor, "t 3 3"]]:
+    """`c2w` and `intrinsics` of `camera_axes` at `size` (h, w), OpenCV axes: camera and world have x right, y DOWN, z forward.
+
+    The scene's own y points up; here it is negated, so that rotations are proper. Metres; the centre of the pixel in column j and
+    row i is (j + 0.5, i + 0.5).
+    """
+    axes, position = stand
+    c2w = torch.eye(4, device=axes.device).repeat(len(axes), 1, 1)
+    c2w[:, :3, :3] = axes.transpose(1, 2) * axes.new_tensor([1, -1, 1])
+    c2w[:, :3, 3] = position
+    c2w[:, 1] *= -1
+    focal = 1 / pixel_of(scene, size)
+    camera = torch.tensor([[focal, 0, size[1] / 2], [0, focal, size[0] / 2], [0, 0, 1]], device=axes.device)
+    return c2w, camera.repeat(len(axes), 1, 1)
+
+
+def camera_rays(scene: Scene, stand: tuple[Tensor, Tensor], size: tuple[int, int], rows: tuple[int, int]) -> Rays:
+    """Rays from `camera_axes` through rows `[rows[0], rows[1])` of an image of `size` (h, w)."""
+    height, width = size
+    pixel = pixel_of(scene, size)
+    (axes_t, position), device = stand, stand[0].device
     first_x, first_y = pixel * (0.5 - width / 2), pixel * (height / 2 - 0.5 - rows[0])
     x = torch.arange(width, device=device) * pixel + first_x
     y = torch.arange(rows[1] - rows[0], device=device) * -pixel + first_y
@@ -122,15 +148,20 @@ def cast_solid(scene: Scene, solid: Solid, rays: Rays, frames: Sequence[int]) ->
     if window is None:
         return None
     rays = rays.crop(window)
-    yaws = torch.tensor([solid.yaw + solid.spin * frame for frame in frames], device=centres.device)[window[0]]
+    yaws = torch.tensor([solid.yaw_at(frame) for frame in frames], device=centres.device)[window[0]]
     cos, sin = yaws.cos()[:, None, None], yaws.sin()[:, None, None]
     centre = centres[window[0]]
     ox, oy, oz = (rays.origin[i] - centre[:, i, None, None] for i in range(3))
     dx, dy, dz = rays.direction
     hx, hy, hz = solid.half
-    ox, oz = (ox * cos - oz * sin) / hx, (ox * sin + oz * cos) / hz
+    if solid.pitch or solid.roll:
+        ox, oz, dx, dz = ox * cos - oz * sin, ox * sin + oz * cos, dx * cos - dz * sin, dx * sin + dz * cos
+        (ox, oy, oz), (dx, dy, dz) = _upright(solid, ox, oy, oz), _upright(solid, dx, dy, dz)
+        ox, oz, dx, dy, dz = ox / hx, oz / hz, dx / hx, dy / hy, dz / hz
+    else:
+        ox, oz = (ox * cos - oz * sin) / hx, (ox * sin + oz * cos) / hz
+        dx, dy, dz = dx * (cos / hx) - dz * (sin / hx), dy / hy, dx * (sin / hz) + dz * (cos / hz)
     oy = oy / hy
-    dx, dy, dz = dx * (cos / hx) - dz * (sin / hx), dy / hy, dx * (sin / hz) + dz * (cos / hz)
     depth, nx, ny, nz = INTERSECT[solid.shape](ox, oy, oz, dx, dy, dz)
     near = depth.clamp(max=1e3)
     px, py, pz = (ox + near * dx) * hx, (oy + near * dy) * hy, (oz + near * dz) * hz
@@ -148,12 +179,30 @@ def cast_solid(scene: Scene, solid: Solid, rays: Rays, frames: Sequence[int]) ->
         else pattern(texture, px, py, pz, near * rays.pixel, grain)
     )
     nx, ny, nz = nx / hx, ny / hy, nz / hz
+    if solid.pitch or solid.roll:
+        nx, ny, nz = _tilted(solid, nx, ny, nz)
     nx, nz = nx * cos + nz * sin, nz * cos - nx * sin
     length = (nx * nx + ny * ny + nz * nz).clamp_(min=1e-12).rsqrt_()
     lx, ly, lz = scene.light
     lambert = ((nx * lx + ny * ly + nz * lz) * length).clamp_(min=0)
     brightness = scene.ambient * (0.8 + 0.2 * ny * length) + (1.05 - scene.ambient) * lambert
     return Hit(window=window, depth=depth, colour_share=share, brightness=brightness)
+
+
+def _upright(solid: Solid, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """From the space that is only yawed into the solid's own: pitch undone, then roll."""
+    sin, cos = math.sin(solid.pitch), math.cos(solid.pitch)
+    y, z = y * cos + z * sin, z * cos - y * sin
+    sin, cos = math.sin(solid.roll), math.cos(solid.roll)
+    return x * cos + y * sin, y * cos - x * sin, z
+
+
+def _tilted(solid: Solid, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Back: roll, then pitch."""
+    sin, cos = math.sin(solid.roll), math.cos(solid.roll)
+    x, y = x * cos - y * sin, x * sin + y * cos
+    sin, cos = math.sin(solid.pitch), math.cos(solid.pitch)
+    return x, y * cos - z * sin, y * sin + z * cos
 
 
 def paint_solid(hit: Hit, colour: Sequence[float], texture: Texture) -> Tensor:

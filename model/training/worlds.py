@@ -2,20 +2,23 @@
 
 A world's target leaves the view and returns; what the edit leaves open (the tone within the named colour, the hat's shape,
 the strength of a style) is drawn once per world, so only memory of an earlier segment can tell it. Split "heldout" shares
-with "train" neither targets (colour and shape pair), nor textures, nor camera heights (`scene.py` says exactly which).
+with "train" neither targets (pairs of colour and shape, or of two colours), nor textures, nor camera heights (`scene.py` says
+exactly which).
 
-`scene.py` says what a scene is made of, `edits.py` what may be done to it, `rendering.py` makes the pixels.
+`scene.py` says what a scene is made of, `edits.py` what may be done to it, `staging.py` what the scenes of people, doors and
+tables are, `rendering.py` makes the pixels.
 """
 
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from model.training.camera_path import Point, draw_camera
-from model.training.edits import TASK_SHARES, Edit, EditTask, draw_edit
+from model.training.camera_path import Framing, draw_camera
+from model.training.drawing import draw_backdrop, draw_grade, draw_places, draw_solid, unit
+from model.training.edits import EDIT_TASKS, STAGED_TASKS, TASK_SHARES, Edit, EditTask, draw_edit
 from model.training.palette import CHROMATIC, FAMILIES
 from model.training.rendering import WorldFrames, edited_attribute, render_scene
 from model.training.scene import (
@@ -25,12 +28,11 @@ from model.training.scene import (
     TEXTURE_WORDS,
     Scene,
     Shape,
+    Solid,
     Split,
-    draw_backdrop,
-    draw_grade,
-    draw_solid,
     is_heldout_pair,
 )
+from model.training.staged_scenes import draw_bystander, draw_staging
 
 __all__ = [
     "SEGMENT_FRAMES",
@@ -56,7 +58,7 @@ class World:
     scene: Scene
     edit: Edit
     solid_words: tuple[str, ...]
-    """One phrase for each solid of the scene, in its order."""
+    """One phrase for each solid of the scene, in its order; empty for the further parts of a thing."""
     backdrop_words: str
 
     @property
@@ -66,7 +68,7 @@ class World:
     @property
     def caption(self) -> str:
         """Everything that stands in the source's scene, whether or not the camera sees it."""
-        return f"{', '.join(self.solid_words)} on {self.backdrop_words}"
+        return f"{', '.join(filter(None, self.solid_words))} on {self.backdrop_words}"
 
     def caption_at(self, frame: int) -> str:
         """What the camera sees of it in `frame` (centres within a square image; what hides what is not asked)."""
@@ -74,6 +76,8 @@ class World:
         reach = math.tan(math.radians(camera.fov_deg) / 2)
         seen = []
         for solid, words in zip(self.scene.solids, self.solid_words, strict=True):
+            if not words:
+                continue
             x, _, z = (a - b for a, b in zip(solid.centre_at(frame), pose.position, strict=True))
             ahead = x * math.sin(pose.yaw) + z * math.cos(pose.yaw)
             across = x * math.cos(pose.yaw) - z * math.sin(pose.yaw)
@@ -109,10 +113,12 @@ def make_world(
         has_cuts: whether the camera also cuts to a second place and back; drawn (one in four) where it is not given.
 
     Raises:
-        ValueError: if `split` is unknown or `num_frames` is below 1.
+        ValueError: if `split` or `task` is unknown or `num_frames` is below 1.
     """
     if split not in NOISE_BANKS:
         raise ValueError(f"split is {split!r}; needs one of {', '.join(NOISE_BANKS)}")
+    if task is not None and task not in EDIT_TASKS:
+        raise ValueError(f"task is {task!r}; needs one of {', '.join(EDIT_TASKS)}")
     if num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}; needs at least 1")
     rng = random.Random(f"{split}:{seed}")
@@ -123,59 +129,83 @@ def make_world(
     grade = draw_grade(rng)
     backdrop, backdrop_words = draw_backdrop(rng, grade)
 
-    shapes: tuple[Shape, ...] = (
-        ("sphere", "box", "cylinder") if task == "hat" else ("sphere", "box", "cylinder", "cone")
-    )
-    pairs = [(c, s) for c in CHROMATIC for s in shapes if is_heldout_pair(c, s) == (split == "heldout")]
-    target_colour, target_shape = rng.choice(pairs)
-    distance = rng.uniform(3.2, 4.6)
-    target = draw_solid(
-        rng, target_shape, grade(CHROMATIC[target_colour].draw(rng)), (0.0, distance), size_m=(0.55, 0.85)
-    )
+    staging = draw_staging(rng, task, split, grade) if task in STAGED_TASKS else None
+    colour = ""
+    shape: Shape = "sphere"
+    solids: list[Solid] = []
+    names: list[tuple[str, Shape] | str] = []
+    if staging is None:
+        shapes: tuple[Shape, ...] = (
+            ("sphere", "box", "cylinder") if task == "hat" else ("sphere", "box", "cylinder", "cone")
+        )
+        pairs = [(c, s) for c in CHROMATIC for s in shapes if is_heldout_pair(c, s) == (split == "heldout")]
+        colour, shape = rng.choice(pairs)
+        distance = rng.uniform(3.2, 4.6)
+        solids.append(draw_solid(rng, shape, grade(CHROMATIC[colour].draw(rng)), (0.0, distance), size_m=(0.55, 0.85)))
+        names.append((colour, shape))
+        focus, framing, low_m, high_m = solids[0].centre, Framing(), (1.1, 1.5), (1.8, 2.3)
+    else:
+        distance, focus, framing = staging.distance_m, staging.focus, staging.framing
+        low_m, high_m = staging.low_m, staging.high_m
+        solids += staging.solids
+        names += [staging.words, *[""] * (len(solids) - 1)]
     elsewhere = (rng.choice((-1, 1)) * rng.uniform(3.0, 4.5), 0.0, -rng.uniform(3.0, 4.5)) if has_cuts else None
     if elsewhere is not None and not backdrop.is_room:
         elsewhere = (elsewhere[0] * 6, 0.0, elsewhere[2] * 6)
-    solids, names = [target], [(target_colour, target_shape)]
-    for place in _places(rng, distance, elsewhere):
-        shape: Shape = rng.choice(("sphere", "box", "cylinder", "cone"))
-        colour_name = rng.choice([c for c in FAMILIES if (c, shape) not in names and c != target_colour])
-        names.append((colour_name, shape))
+    for number, place in enumerate(draw_places(rng, distance, elsewhere)):
+        if staging is not None and number == 0 and not staging.has_neighbour:
+            continue
         if backdrop.is_room:
             limits = [half - 1.0 for half in backdrop.room_half_m]
             place = (max(-limits[0], min(limits[0], place[0])), max(-limits[1], min(limits[1], place[1])))
-        solids.append(draw_solid(rng, shape, grade(FAMILIES[colour_name].draw(rng)), place))
+        if staging is not None and number > 0 and rng.random() < 0.5:
+            parts, phrase = draw_bystander(rng, grade, place, is_person=not staging.is_of_people)
+            solids += parts
+            names += [phrase, *[""] * (len(parts) - 1)]
+            continue
+        other: Shape = rng.choice(("sphere", "box", "cylinder", "cone"))
+        other_colour = rng.choice([c for c in FAMILIES if (c, other) not in names and c != colour])
+        names.append((other_colour, other))
+        solids.append(draw_solid(rng, other, grade(FAMILIES[other_colour].draw(rng)), place))
 
     height_m = (
-        rng.uniform(1.55, 1.75) if split == "heldout" else rng.choice((rng.uniform(1.1, 1.5), rng.uniform(1.8, 2.3)))
+        rng.uniform(1.55, 1.75) if split == "heldout" else rng.choice((rng.uniform(*low_m), rng.uniform(*high_m)))
     )
     camera = draw_camera(
         rng,
-        target.centre,
+        focus,
         elsewhere,
         num_frames=num_frames,
         absence_frames=(round(absence_segments[0] * SEGMENT_FRAMES), round(absence_segments[1] * SEGMENT_FRAMES)),
         presence_frames=presence_frames,
         starts_in_view=rng.random() < 0.9,
         height_m=height_m,
-        roam_m=rng.uniform(0.2, 0.9),
         raise_view_m=0.55 if task == "hat" else 0.0,
+        framing=framing,
     )
-    light_x, light_z = rng.uniform(-0.7, 0.7), rng.uniform(-0.9, 0.3)
+    # Faces and doors look at the camera, so their light does not come from behind.
+    light_x, light_z = rng.uniform(-0.7, 0.7), rng.uniform(-0.9, 0.3 if staging is None else -0.4)
     scene = Scene(
         solids=tuple(solids),
         backdrop=backdrop,
         camera=camera,
-        light=_unit((light_x, rng.uniform(0.6, 1.2), light_z)),
-        ambient=rng.uniform(0.4, 0.65),
+        light=unit((light_x, rng.uniform(0.6, 1.2), light_z)),
+        ambient=rng.uniform(0.4, 0.65) if staging is None else rng.uniform(0.5, 0.7),
         noise_sigma=rng.choice((0.0, rng.uniform(0.003, 0.02))),
         vignette=rng.choice((0.0, rng.uniform(0.05, 0.3))),
         noise_bank=NOISE_BANKS[split],
     )
     words = tuple(
-        f"a {colour} {TEXTURE_WORDS[solid.texture.kind]}{rng.choice(SHAPE_WORDS[shape])}"
-        for solid, (colour, shape) in zip(solids, names, strict=True)
+        name
+        if isinstance(name, str)
+        else f"a {name[0]} {TEXTURE_WORDS[solid.texture.kind]}{rng.choice(SHAPE_WORDS[name[1]])}"
+        for solid, name in zip(solids, names, strict=True)
     )
-    edit, instruction = draw_edit(rng, task, scene, target_colour, target_shape, grade)
+    if staging is None:
+        edit, instruction = draw_edit(rng, task, scene, colour, shape, grade)
+    else:
+        afterwards = (*staging.afterwards, *solids[len(staging.solids) :])
+        edit, instruction = Edit(task=task, target=0, afterwards=replace(scene, solids=afterwards)), staging.instruction
     return World(
         seed=seed,
         split=split,
@@ -186,25 +216,6 @@ def make_world(
         solid_words=words,
         backdrop_words=backdrop_words,
     )
-
-
-def _places(rng: random.Random, distance: float, elsewhere: Point | None) -> list[tuple[float, float]]:
-    """Where the other solids stand (x, z): beside the target, to the other sides, and in the second place."""
-    places = [(rng.choice((-1, 1)) * rng.uniform(1.7, 2.6), distance + rng.uniform(-0.6, 1.6))]
-    for azimuth in (2.0, 3.14, 4.28):
-        if rng.random() < 0.8:
-            angle, reach = azimuth + rng.uniform(-0.4, 0.4), rng.uniform(3.0, 5.0)
-            places.append((reach * math.sin(angle), reach * math.cos(angle)))
-    if elsewhere is not None:
-        away = math.atan2(elsewhere[0], elsewhere[2])
-        angle, reach = away + rng.uniform(-0.6, 0.6), rng.uniform(2.5, 4.0)
-        places.append((elsewhere[0] + reach * math.sin(angle), elsewhere[2] + reach * math.cos(angle)))
-    return places
-
-
-def _unit(vector: Point) -> Point:
-    length = math.hypot(*vector)
-    return (vector[0] / length, vector[1] / length, vector[2] / length)
 
 
 def render(

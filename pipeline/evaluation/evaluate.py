@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from model.presets import resolve_preset
 from pipeline.evaluation.learned import LearnedMeasures
-from pipeline.evaluation.suite import SuiteVideo, draw_suite
+from pipeline.evaluation.suite import ALLOWED_TASKS, TASKS, SuiteVideo, draw_suite
 from pipeline.evaluation.variants import Variant, read_variants
 from pipeline.manifest import ManifestRow
 from pipeline.progress import Progress
@@ -50,6 +50,7 @@ class Evaluation:
     presets: tuple[str, ...] = ("tiny",)
     methods: tuple[str, ...] = ("independent", "previous", "memory")
     videos: int = 32
+    tasks: tuple[str, ...] = TASKS
     seed: int = 0
     suite: Literal["long-edit"] = "long-edit"
     top_k: int = 3
@@ -63,6 +64,10 @@ class Evaluation:
             raise ValueError(f"--suite is {self.suite!r}; needs long-edit")
         if self.videos < 1:
             raise ValueError(f"--videos is {self.videos}; needs at least 1")
+        unknown = [task for task in self.tasks if task not in ALLOWED_TASKS]
+        if unknown or not self.tasks:
+            asked = repr(unknown[0]) if unknown else "no task"
+            raise ValueError(f"--tasks has {asked}; needs some of {', '.join(ALLOWED_TASKS)}")
         if not self.presets:
             raise ValueError("--preset is empty; needs at least one")
         object.__setattr__(self, "variants", read_variants(self.methods, self.presets))
@@ -99,7 +104,12 @@ def evaluate(evaluation: Evaluation, progress: Progress) -> Evaluated:
     with ray_session(evaluation.address, num_workers=evaluation.workers):
         workers = evaluation.workers or default_workers()
         suite = draw_suite(
-            evaluation.out / "videos", videos=evaluation.videos, seed=evaluation.seed, size=size, workers=workers
+            evaluation.out / "videos",
+            videos=evaluation.videos,
+            seed=evaluation.seed,
+            size=size,
+            workers=workers,
+            tasks=evaluation.tasks,
         )
         for variant in evaluation.variants:
             progress.stage(f"method {variant.name}")

@@ -11,7 +11,7 @@ import pyarrow as pa
 from PIL import Image
 
 from pipeline.evaluation.evaluate import Evaluated, Evaluation
-from pipeline.evaluation.suite import LONG_SEGMENTS, MIN_VISIBLE_SHARE, SuiteVideo
+from pipeline.evaluation.suite import LONG_SEGMENTS, MIN_VISIBLE_SHARE, TASKS, SuiteVideo
 from pipeline.evaluation.tables import (
     GAP_BINS,
     by_gap,
@@ -67,6 +67,7 @@ def write_evaluation_report(evaluation: Evaluation, evaluated: Evaluated, *, pro
         f"Preset {', '.join(evaluation.presets)}, top-k {evaluation.top_k}. {provenance} {times(evaluated)} What is "
         "measured stands at the head of `pipeline/evaluation/measures.py`."
     )
+    of_tasks = "" if evaluation.tasks == TASKS else f" --tasks {','.join(evaluation.tasks)}"
     given = {
         "frame-embedder": evaluation.learned.clip,
         "dino": evaluation.learned.dino,
@@ -75,7 +76,7 @@ def write_evaluation_report(evaluation: Evaluation, evaluated: Evaluated, *, pro
     learned = "".join(f" --{name} {value}" for name, value in given.items() if value is not None)
     command = (
         f"memory-v2v evaluate --suite {evaluation.suite} --preset {','.join(evaluation.presets)} --methods "
-        f"{','.join(evaluation.methods)} --videos {evaluation.videos} --seed {seed} --top-k {evaluation.top_k}{learned} --out DIR"
+        f"{','.join(evaluation.methods)} --videos {evaluation.videos}{of_tasks} --seed {seed} --top-k {evaluation.top_k}{learned} --out DIR"
     )
     markdown = ["# Evaluation", "", intro, "", f"    {command}", ""]
     for title, lines in tables.items():

@@ -26,8 +26,15 @@ if TYPE_CHECKING:
     from model.training.worlds import World
 
 TASKS = ("recolour", "recolour", "hat", "restyle")
+"""Of a suite that names none; they are taken in turn."""
+OBJECT_TASKS = (
+    "recolour", "hat", "remove", "reshape",
+    "orange", "door", "person_hat", "jacket", "macaw", "clear_glasses", "sunglasses", "other_hat",
+)  # fmt: skip
 WHOLE_FRAME_TASKS = ("restyle",)
 """Those that change every pixel; the others change an object."""
+ALLOWED_TASKS = (*OBJECT_TASKS, *WHOLE_FRAME_TASKS)
+"""Of the world's tasks all but "surface": a floor hardly ever leaves the view, and what is never away does not return."""
 SHORT_SEGMENTS, LONG_SEGMENTS = 14, 54
 """Of `SEGMENT_FRAMES`: 238 and 918 frames."""
 LONG_EVERY = 4
@@ -71,7 +78,7 @@ class SuiteVideo:
 @dataclass(frozen=True, kw_only=True)
 class Truth:
     """What is known of a span of frames: source and edited uint8 [t, h, w, 3], masks [t, h, w]. `mask` is where the edit
-    changes the picture, `target` the object that is followed (the same as `mask` but for restyles, which change everything)."""
+    changes the picture, `target` the object that is followed (see `WorldFrames`)."""
 
     source: "Tensor"
     edited: "Tensor"
@@ -79,25 +86,32 @@ class Truth:
     target: "Tensor"
 
 
-def draw_suite(folder: Path, *, videos: int, seed: int, size: tuple[int, int], workers: int) -> list[SuiteVideo]:
-    """Render what is not there yet, into `folder`; the same arguments give the same videos."""
+def draw_suite(
+    folder: Path, *, videos: int, seed: int, size: tuple[int, int], workers: int, tasks: Sequence[str] = TASKS
+) -> list[SuiteVideo]:
+    """Render what is not there yet, into `folder`; the same arguments give the same videos.
+
+    Every round of `len(tasks)` videos takes each of `tasks` once and begins one further on, so that every task gets long videos.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    tasks = [(str(folder), number, seed, size) for number in range(videos)]
+    asked = [
+        (str(folder), number, seed, size, tasks[(number + number // len(tasks)) % len(tasks)], tuple(tasks) == TASKS)
+        for number in range(videos)
+    ]
     with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
-        return list(pool.map(_draw_video, tasks))
+        return list(pool.map(_draw_video, asked))
 
 
-def _draw_video(task: tuple[str, int, int, tuple[int, int]]) -> SuiteVideo:
+def _draw_video(asked: tuple[str, int, int, tuple[int, int], str, bool]) -> SuiteVideo:
     import torch
 
     torch.set_num_threads(1)
-    folder, number, seed, size = Path(task[0]), *task[1:]
-    name = f"s{seed}-v{number:03d}-{size[0]}x{size[1]}"
+    folder, number, seed, size, task, is_default = Path(asked[0]), *asked[1:]
+    name = f"s{seed}-v{number:03d}{'' if is_default else f'-{task}'}-{size[0]}x{size[1]}"
     path, description = folder / f"{name}.mp4", folder / f"{name}.json"
     num_segments = LONG_SEGMENTS if number % LONG_EVERY == LONG_EVERY - 1 else SHORT_SEGMENTS
     video = SuiteVideo(
-        id=name, world_seed=0, task=TASKS[(number + number // 4) % 4], num_segments=num_segments, size=size,
-        instruction="", path=str(path),
+        id=name, world_seed=0, task=task, num_segments=num_segments, size=size, instruction="", path=str(path)
     )  # fmt: skip
     if description.exists() and video.truth_path.exists():  # the description is written last
         found = json.loads(description.read_text())
@@ -151,16 +165,10 @@ def world_of(video: SuiteVideo) -> "World":
 
 def truth_of(video: SuiteVideo, start: int, end: int) -> Truth:
     """Truth of frames `[start, end)`, rendered."""
-    from model.training.edits import Edit
     from model.training.worlds import render
 
-    world = world_of(video)
-    frames = render(world, start, end, size=video.size)
-    target = frames.mask
-    if world.task == "restyle":
-        marker = replace(world, edit=Edit(task="recolour", target=0, colour=(1.0, 1.0, 1.0)))
-        target = render(marker, start, end, size=video.size).mask
-    return Truth(source=frames.source, edited=frames.edited, mask=frames.mask, target=target)
+    frames = render(world_of(video), start, end, size=video.size)
+    return Truth(source=frames.source, edited=frames.edited, mask=frames.mask, target=frames.target)
 
 
 def visits(target: "Tensor") -> list[int]:

@@ -8,13 +8,15 @@ import torch
 
 from model.training import primitives
 from model.training.camera_path import CameraPath, Stay
+from model.training.edits import EDIT_TASKS, STAGED_TASKS
 from model.training.palette import CHROMATIC
-from model.training.raycast import camera_rays, cast_solid
+from model.training.raycast import camera_axes, camera_rays, cast_solid
 from model.training.restyle import STYLES, draw_style
 from model.training.scene import SHAPE_WORDS, Solid, Texture, is_heldout_pair
 from model.training.worlds import World, demo_world, edited_attribute, make_world, render, render_frames
 
 SIZE = (48, 56)
+SOLID_TASKS = [task for task in EDIT_TASKS if task not in STAGED_TASKS]
 PLAIN = Texture(kind="plain", period_m=1.0, direction=(1.0, 0.0, 0.0), contrast=0.0, roughness=0.0, offset=(0.0, 0.0))
 
 
@@ -50,7 +52,8 @@ def still_world() -> World:
 
 def test_sphere_is_as_large_and_as_far_as_the_pinhole_says() -> None:
     world = still_world()
-    rays = camera_rays(world.scene, range(1), (200, 200), (0, 200), torch.device("cpu"))
+    stand = camera_axes(world.scene, range(1), torch.device("cpu"))
+    rays = camera_rays(world.scene, stand, (200, 200), (0, 200))
     hit = cast_solid(world.scene, world.scene.solids[0], rays, range(1))
     assert hit is not None
     is_hit = hit.depth < primitives.FAR_M
@@ -67,7 +70,7 @@ def test_hits_lie_on_the_surface_and_normals_face_the_camera(shape: str) -> None
     direction = aim - origin
     t, nx, ny, nz = primitives.INTERSECT[shape](*origin, *direction.T)
     is_hit = t < primitives.FAR_M
-    assert is_hit.float().mean() > 0.2
+    assert is_hit.float().mean() > (0.05 if shape in ("ring", "frame") else 0.2)
     x, y, z = (origin + t[:, None] * direction)[is_hit].T
     flat = (x * x + z * z).sqrt()
     distance = {
@@ -76,33 +79,12 @@ def test_hits_lie_on_the_surface_and_normals_face_the_camera(shape: str) -> None
         "box": torch.stack([x.abs(), y.abs(), z.abs()]).amax(0) - 1,
         "cylinder": torch.maximum(flat, y.abs()) - 1,
         "cone": flat - (1 - y) / 2,
+        "ring": torch.stack([z.abs(), (x * x + y * y).sqrt() - 1, 0.7 - (x * x + y * y).sqrt()]).amax(0).clamp(min=0),
+        "frame": torch.stack([z.abs(), torch.maximum(x.abs(), y.abs()) - 1]).amax(0).clamp(min=0),
     }[shape]
     assert distance.abs().max() < 1e-3
     facing = (torch.stack([nx, ny, nz], 1) * direction).sum(1)[is_hit]
     assert facing.max() < 1e-3
-
-
-@pytest.mark.parametrize("task", ["recolour", "hat", "surface", "restyle"])
-def test_mask_marks_exactly_what_differs(task: str) -> None:
-    world = world_of(task)
-    frames = render(world, 0, world.num_frames, size=SIZE)
-    differs = (frames.source != frames.edited).any(-1)
-    assert not (differs & ~frames.mask).any()
-    assert frames.mask.any()
-    assert (differs & frames.mask).sum() > 0.9 * frames.mask.sum()
-
-
-@pytest.mark.parametrize("task", ["recolour", "hat"])
-def test_target_leaves_and_returns(task: str) -> None:
-    seen_again = 0
-    for seed in range(8):
-        world = make_world(seed, split="train", task=task, num_frames=170)  # type: ignore[arg-type]
-        share = render_frames(world, range(0, 170, 2), size=(32, 32)).mask.float().mean((1, 2))
-        visible = share > 0.003
-        runs = (visible[1:] & ~visible[:-1]).sum() + visible[0]
-        assert (~visible).any(), f"world {seed}: the target never leaves"
-        seen_again += int(runs >= 2)
-    assert seen_again >= 7
 
 
 def test_absences_are_as_long_as_asked() -> None:
@@ -136,7 +118,7 @@ def test_splits_share_no_target_and_no_texture() -> None:
     targets: dict[str, set[str]] = {"train": set(), "heldout": set()}
     for split, found in targets.items():
         for seed in range(150):
-            world = make_world(seed, split=split)  # type: ignore[arg-type]
+            world = make_world(seed, split=split, task=SOLID_TASKS[seed % 6])  # type: ignore[arg-type]
             _, colour, *_, noun = world.solid_words[0].split()
             shape = next(shape for shape, words in SHAPE_WORDS.items() if noun in words)
             assert is_heldout_pair(colour, shape) == (split == "heldout")
@@ -150,7 +132,7 @@ def test_splits_share_no_target_and_no_texture() -> None:
 
 def test_what_the_instruction_leaves_open_differs_between_worlds() -> None:
     blues = [
-        world.edit.colour
+        world.edit.afterwards.solids[0].colour
         for world in (make_world(seed, split="train", task="recolour") for seed in range(300))
         if world.instruction.endswith("blue")
     ]
@@ -202,4 +184,6 @@ def test_wrong_arguments_are_named() -> None:
         make_world(0, split="test")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="num_frames is 0"):
         make_world(0, split="train", num_frames=0)
+    with pytest.raises(ValueError, match="task is 'wig'; needs one of recolour, hat"):
+        make_world(0, split="train", task="wig")  # type: ignore[arg-type]
     assert set(CHROMATIC) >= {"red", "blue"}

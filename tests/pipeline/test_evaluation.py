@@ -268,6 +268,19 @@ def test_the_suite_is_drawn_once_and_its_objects_return(tmp_path: Path) -> None:
     assert returns([0, 1, 4, 8, 9]) == [8]
 
 
+def test_chosen_tasks_are_taken_in_turn_and_do_not_mix_with_others(tmp_path: Path) -> None:
+    suite = draw_suite(tmp_path, videos=3, seed=3, size=(32, 40), workers=2, tasks=("jacket", "orange"))
+    assert [video.task for video in suite] == ["jacket", "orange", "orange"]
+    assert [video.id for video in suite] == [
+        "s3-v000-jacket-32x40",
+        "s3-v001-orange-32x40",
+        "s3-v002-orange-32x40",
+    ]
+    assert all(returns(visits(load_truth(video).target)) for video in suite)
+    other = draw_suite(tmp_path, videos=1, seed=3, size=(32, 40), workers=1, tasks=("door",))
+    assert other[0].id == "s3-v000-door-32x40"
+
+
 def test_rows_say_what_they_are_edited_by() -> None:
     plain, other, named, further = read_variants(
         ("memory", "previous@b:kernels=fine:merging=discard-low:share=0.3:source=off", "memory-edited-only"), ("a", "c")
@@ -296,6 +309,9 @@ def test_wrong_options_are_named(tmp_path: Path) -> None:
             Evaluation(out=tmp_path, methods=methods)
     with pytest.raises(ValueError, match="--videos is 0"):
         Evaluation(out=tmp_path, videos=0)
+    for tasks, named in ((("hat", "surface"), "'surface'"), (("wig",), "'wig'"), ((), "no task")):
+        with pytest.raises(ValueError, match=f"--tasks has {named}; needs some of recolour, hat, remove"):
+            Evaluation(out=tmp_path, tasks=tasks)
     plain, isolated = write_random_preset(tmp_path / "plain"), tmp_path / "isolated"
     write_random_preset(isolated, memory_attention="isolated")
     for preset, method, message in (
