@@ -189,7 +189,7 @@ def test_the_next_segment_is_prefetched_while_one_is_edited(videos):
 
 def test_an_idle_worker_that_dies_costs_nobody_an_attempt(videos):
     """One chain on two workers: the second idles. Its process is killed while it has nothing to do."""
-    videos.add("v", sleep_s=0.3, dependencies=CHAIN[:3])
+    videos.add("v", sleep_s=1.5, dependencies=CHAIN[:3])
     killed = []
 
     def kill_the_idle_one(event) -> None:
