@@ -76,7 +76,12 @@ class CommittingStages:
             store.get(memory, names=("edited", "source"))
         read, self.flush_s = time.perf_counter(), 0.0
         store.put(task.index, self.tensors, meta={"seed": task.index}, record={"worker": "benchmark"})
-        return {"read_s": read - began, "put_s": time.perf_counter() - read, "flush_s": self.flush_s}
+        return {
+            "read_s": read - began,
+            "put_s": time.perf_counter() - read,
+            "flush_s": self.flush_s,
+            "cpu_s": time.process_time(),
+        }
 
     def prefetch(self, task: Task) -> None:
         pass
@@ -88,13 +93,16 @@ def memories(index: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Overhead:
-    """Milliseconds per segment. `stage` is the edit task by the worker's clock; `dispatch` is all that is not in it."""
+    """Milliseconds per segment. `stage` is the edit task by the worker's clock; `dispatch` is all that is not in it;
+    `driver_cpu` and `worker_cpu` are processor time of all threads of the two processes."""
 
     wall: float
     stage: float
     read: float
     put: float
     flush: float
+    driver_cpu: float
+    worker_cpu: float
 
     @property
     def dispatch(self) -> float:
@@ -112,18 +120,18 @@ def measure(options: Benchmark, parent: Path) -> Overhead:
             costs=(1.0,) * count,
         )
         scheduler.add_video(plan)
-        joined: list[float] = []
+        joined: list[tuple[float, float]] = []
 
         def note(event: Event) -> None:
             if isinstance(event, WorkerJoined):
-                joined.append(time.perf_counter())
+                joined.append((time.perf_counter(), time.process_time()))
 
         pool = WorkerPool(
             stages=StagesSpec(factory="benchmarks.overhead:CommittingStages", kwargs={"shape": options.shape}),
             num_workers=1,
         )
         result = run_tasks(scheduler, pool, on_event=note)
-        wall_s = time.perf_counter() - joined[0]
+        wall_s, driver_s = time.perf_counter() - joined[0][0], time.process_time() - joined[0][1]
         edits = [record for record in result.finished if record.task.kind == "edit"]
         assert len(edits) == count
         return Overhead(
@@ -132,6 +140,8 @@ def measure(options: Benchmark, parent: Path) -> Overhead:
             read=1000 * statistics.fmean(record.summary["read_s"] for record in edits),
             put=1000 * statistics.fmean(record.summary["put_s"] for record in edits),
             flush=1000 * statistics.fmean(record.summary["flush_s"] for record in edits),
+            driver_cpu=1000 * driver_s / count,
+            worker_cpu=1000 * (edits[-1].summary["cpu_s"] - edits[0].summary["cpu_s"]) / (count - 1),
         )
 
 
@@ -142,7 +152,16 @@ def main() -> None:
     for folder in options.folders:
         for _ in range(options.rounds):
             found = measure(options, folder)
-            cells = (found.wall, found.dispatch, found.stage, found.read, found.put, found.flush)
+            cells = (
+                found.wall,
+                found.dispatch,
+                found.stage,
+                found.read,
+                found.put,
+                found.flush,
+                found.driver_cpu,
+                found.worker_cpu,
+            )
             rows.append(f"| {folder} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
             print(rows[-1], flush=True)
     ray.shutdown()
@@ -156,10 +175,11 @@ def main() -> None:
             "segment. Milliseconds per segment: `wall` is the whole run from when the worker is ready, with one edit and one "
             "(empty) render task per segment and the assemble; `dispatch` is wall less the edit stage: scheduler, two actor "
             "calls and answers; `edit stage` holds reading up to three memories and the commit "
-            "(a Parquet file, flushed to disk, and the note how it came to be; `of that flushing` is the time in fsync). Target: wall at most 5 ms.",
+            "(a Parquet file, flushed to disk, and the note how it came to be; `of that flushing` is the time in fsync); `CPU` is processor time of all threads of a process, steadier "
+            "than wall on a shared machine. Target: wall at most 5 ms.",
             "",
-            "| folder | wall | dispatch | edit stage | read memories | put and commit | of that flushing |",
-            "|---|---|---|---|---|---|---|",
+            "| folder | wall | dispatch | edit stage | read memories | put and commit | of that flushing | driver CPU | worker CPU |",
+            "|---|---|---|---|---|---|---|---|---|",
             *rows,
             "",
         ]

@@ -206,6 +206,13 @@ class Progress:
             if not self.interactive:
                 self._write_line(self._status_line())
 
+    def begin(self, name: str) -> None:
+        """A further run, whose first stage is `name`: the videos of the one before are forgotten."""
+        with self._lock:
+            self.tally.videos.clear()
+            self.tally.rate = Rate(since_s=self.clock())
+        self.stage(name)
+
     def video_planned(self, video: str, num_segments: int, already_done: int = 0) -> None:
         with self._lock:
             entry = self.tally.video(video)

@@ -72,7 +72,7 @@ LATENT_SCHEMA = pa.schema(
 # Latents are noise to a match finder: their gain is in Huffman coding of the exponents, and matches found in passing only
 # spoil it. Long matches and a small hash table find few; they beat plain levels 1 to 13 in size and in speed.
 ZSTD_PARAMETERS = zstandard.ZstdCompressionParameters.from_level(
-    1, strategy=zstandard.STRATEGY_DFAST, min_match=7, hash_log=6, chain_log=6, write_checksum=1, write_content_size=1
+    1, strategy=zstandard.STRATEGY_FAST, min_match=7, hash_log=6, chain_log=6, write_checksum=1, write_content_size=1
 )
 HIGH_BYTE = np.uint16(0xFF00)
 BFLOAT16_EXPONENT = np.uint16(0x7F80)
@@ -336,8 +336,11 @@ def tensor_bits(tensor: Tensor) -> np.ndarray:
 
 def compress_plane(bits: np.ndarray, byte: int) -> bytes:
     """One zstd frame of one byte (0 is the lowest) of every element. Apart: exponents compress and mantissas do not."""
-    columns = bits.view(np.uint8).reshape(bits.size, bits.itemsize)
-    return zstandard.ZstdCompressor(compression_params=ZSTD_PARAMETERS).compress(columns[:, byte].tobytes())
+    if not hasattr(SCRATCH, "compressor"):  # of this thread: two may not share one
+        SCRATCH.compressor = zstandard.ZstdCompressor(compression_params=ZSTD_PARAMETERS)
+    plane = (bits >> bits.dtype.type(8 * byte)).astype(np.uint8)
+    compressed: bytes = SCRATCH.compressor.compress(plane)
+    return compressed
 
 
 def expand_planes(data: pa.Buffer, plane_bytes: list[int], bits: np.ndarray, reference: np.ndarray | None) -> None:

@@ -8,6 +8,7 @@ beyond that (sleep, raise, kill its process) stands in the edit's `script.json`.
 import hashlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,6 +95,16 @@ class ScriptedStages:
         elif deed == "allocate":
             self.held = bytearray(int(argument))
             time.sleep(30)
+
+
+class UnsendableStages:
+    """Answers with what cannot leave its process."""
+
+    def run(self, task: Task) -> dict[str, Any]:
+        return {"generated": threading.Lock()}
+
+    def prefetch(self, task: Task) -> None:
+        pass
 
 
 class UnbuildableStages:

@@ -112,7 +112,7 @@ def evaluate(evaluation: Evaluation, progress: Progress) -> Evaluated:
             tasks=evaluation.tasks,
         )
         for variant in evaluation.variants:
-            progress.stage(f"method {variant.name}")
+            progress.begin(f"method {variant.name}")
             began = time.time()
             outcomes = edit_suite(evaluation, suite, variant, progress)
             edits[variant.name] = {video.id: video.edit_url for video in outcomes}

@@ -160,6 +160,15 @@ def test_a_task_that_calls_exit_is_charged(videos):
     assert result.videos[0].failure.error_type == "SystemExit"
 
 
+def test_an_answer_that_cannot_be_sent_is_charged(videos):
+    videos.add("v")
+    result = videos.run(num_workers=1, max_attempts=2, factory="UnsendableStages")
+    assert states(result) == {"v": "quarantined"}
+    assert result.videos[0].failure.error_type == "TypeError"
+    assert "cannot pickle" in result.videos[0].failure.message
+    assert len(videos.of(WorkerJoined)) == 1, "its worker goes on"
+
+
 def test_a_prefetch_that_kills_the_process_is_blamed_on_its_own_video(videos):
     videos.add("bad", sleep_s=0.05, deeds={"prefetch-3": "kill"})
     videos.add("good", sleep_s=0.01)
@@ -180,7 +189,7 @@ def test_the_next_segment_is_prefetched_while_one_is_edited(videos):
 
 def test_an_idle_worker_that_dies_costs_nobody_an_attempt(videos):
     """One chain on two workers: the second idles. Its process is killed while it has nothing to do."""
-    videos.add("v", sleep_s=0.3, dependencies=CHAIN[:3])
+    videos.add("v", sleep_s=1.5, dependencies=CHAIN[:3])
     killed = []
 
     def kill_the_idle_one(event) -> None:

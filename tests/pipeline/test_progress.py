@@ -78,6 +78,20 @@ def test_preparing_and_loading_do_not_count_as_generation(clock):
     assert progress.tally.left_s(clock.now_s) == pytest.approx(8.0)
 
 
+def test_a_further_run_counts_from_nothing(clock):
+    progress = Progress(stream=io.StringIO(), interactive=False, clock=clock)
+    for run in ("first", "second"):
+        progress.begin(run)
+        progress.video_planned("film", 2)
+        progress.segment_done("film")
+        assert (progress.tally.num_done, progress.tally.num_segments) == (1, 2)
+        clock.now_s += 3600.0
+        assert progress.tally.videos["film"].ended is None
+        progress.video_done("film", "edited.mp4")
+    progress.begin("third")
+    assert progress.tally.num_segments == 0
+
+
 def test_plain_lines_are_at_least_the_interval_apart_and_lose_no_failure_count(clock):
     stream = io.StringIO()
     progress = Progress(stream=stream, interactive=False, clock=clock)
