@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+# Ray's workers run at niceness 15: beside another test's processes they would hardly run at all.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") is None:

@@ -5,7 +5,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from model.memory import MemoryAttention
+from model.memory import MemoryAttention, MemoryPositions
 
 TINY_SIZES = ((64, 64), (56, 72), (48, 88), (40, 96), (72, 56), (88, 48), (96, 40))
 
@@ -23,6 +23,8 @@ CHOICES: dict[str, Any] = {
     "extension": ExtensionKind,
     "precision": Precision,
     "device": Device,
+    "memory_attention": MemoryAttention,
+    "memory_positions": MemoryPositions,
 }
 MAY_CHANGE = (
     "output", "cache", "resume", "minutes", "render_workers", "checkpoint_every", "log_every", "sample_every",
@@ -69,6 +71,8 @@ class TrainingConfig:
         shift: training sigmas are uniform, shifted towards noise by this.
         memory_attention: "joint" as in the paper, or "isolated": memories attend only to themselves, are computed once per
             segment instead of at every step, and read no text. None: as the base has it, joint without one.
+        memory_positions: where memories stand in time, "ranges" as in the paper, "reversed" or one "shared" range. None: as the base
+            has it, "ranges" without one.
         memoryless: share of batches without memory; of worlds, they come from the short ones.
         num_worlds, num_short_worlds: videos of six segments, and of one.
         num_layers, num_heads, head_dim, ffn_dim, text_layers, text_width: of a new network; a base has its own.
@@ -106,6 +110,7 @@ class TrainingConfig:
     edit_weight: float = 1.0
     shift: float = 4.0
     memory_attention: MemoryAttention | None = None
+    memory_positions: MemoryPositions | None = None
     merging: bool = False
     memoryless: float = 0.4
     num_worlds: int = 2000
@@ -121,7 +126,7 @@ class TrainingConfig:
     text_width: int = 128
     sizes: tuple[tuple[int, int], ...] = TINY_SIZES
     segment_frames: int = 17
-    num_inference_steps: int = 8
+    num_inference_steps: int = 4
     inference_shift: float = 5.0
     max_instruction_tokens: int = 512
     checkpoint_every: int = 100
@@ -140,11 +145,9 @@ class TrainingConfig:
                 if getattr(self, name) <= len(self.sizes):
                     raise ValueError(f"{name} is {getattr(self, name)}; needs more than the {len(self.sizes)} sizes")
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in get_args(choices):
+            is_left_open = getattr(self, name) is None and getattr(TrainingConfig, name) is None
+            if not is_left_open and getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; needs one of {', '.join(get_args(choices))}")
-        if self.memory_attention not in (None, *get_args(MemoryAttention)):
-            allowed = ", ".join(get_args(MemoryAttention))
-            raise ValueError(f"memory_attention is {self.memory_attention!r}; needs one of {allowed}")
         if not 0 <= self.memoryless <= 1:
             raise ValueError(f"memoryless is {self.memoryless}; needs 0 to 1")
         if not self.stages or any(len(stage) != 3 or min(stage) < 1 for stage in self.stages):

@@ -8,7 +8,6 @@ import torch
 
 from model.checkpoints import read_json
 from model.geometry import Geometry
-from model.memory import MemoryAttention
 from model.presets import Preset, resolve_preset
 from model.text_encoder import ByteTextEncoder
 from model.training.codec_fit import fit_codec, noise_videos, world_videos
@@ -155,6 +154,7 @@ def new_editing(config: TrainingConfig) -> Editing:
         text_dim=config.text_width,
         prediction_type="source_residual",
         memory_attention=config.memory_attention or "joint",
+        memory_positions=config.memory_positions or "ranges",
         merging_blocks=merging_blocks(config.num_layers) if config.merging else (),
     )
     text_encoder = ByteTextEncoder(
@@ -169,12 +169,15 @@ def new_editing(config: TrainingConfig) -> Editing:
 def base_editing(config: TrainingConfig, base: Preset, *, device: str = "cpu") -> Editing:
     """A preset's network; compressors of memory frames are new where it has none and `merging` asks for them."""
     loaded = load_transformer(base.components["transformer"])
-    attention: MemoryAttention = config.memory_attention or loaded.config.memory_attention
-    merging = tuple(loaded.config.merging_blocks)
-    if config.merging and not merging:
-        merging = merging_blocks(loaded.config.num_layers)
-    if (attention, merging) != (loaded.config.memory_attention, tuple(loaded.config.merging_blocks)):
-        settings = {**loaded.config, "memory_attention": attention, "merging_blocks": merging}
+    before = {name: loaded.config[name] for name in ("memory_attention", "memory_positions", "merging_blocks")}
+    wanted = {
+        "memory_attention": config.memory_attention or before["memory_attention"],
+        "memory_positions": config.memory_positions or before["memory_positions"],
+        "merging_blocks": before["merging_blocks"]
+        or (merging_blocks(loaded.config.num_layers) if config.merging else ()),
+    }
+    if wanted != before:
+        settings = {**loaded.config, **wanted}
         # Else diffusers would make anew what was a default in the base.
         settings.pop("_use_default_values", None)
         transformer = MemoryTransformer3DModel.from_config(settings)

@@ -59,8 +59,8 @@ def micro(output: Path, cache: Path) -> TrainingConfig:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"memory_attention": "isolated"}, {"merging": True, "num_layers": 3}],
-    ids=["joint", "isolated", "merging"],
+    [{}, {"memory_attention": "isolated", "memory_positions": "shared"}, {"merging": True, "num_layers": 3}],
+    ids=["joint", "isolated, one range", "merging"],
 )
 def test_a_killed_and_resumed_run_is_the_undisturbed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
@@ -102,6 +102,8 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
         TrainingConfig(output=tmp_path, steps=0)
     with pytest.raises(ValueError, match="num_worlds is 7; needs more than the 7 sizes"):
         TrainingConfig(output=tmp_path, num_worlds=7)
+    with pytest.raises(ValueError, match="memory_positions is 'mirrored'; needs one of ranges, reversed, shared"):
+        TrainingConfig(output=tmp_path, memory_positions="mirrored")  # type: ignore[arg-type]
 
 
 def test_training_starts_from_a_base(tmp_path: Path) -> None:
