@@ -4,6 +4,7 @@ Source latents are the mode of the posterior, normalised per channel by the VAE'
 512 features, zero behind its end, and is attended to as a whole.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ KEPT_PROMPTS = 16
 
 
 class WanCodec:
-    """Videos to normalised latents and back.
+    """Videos to normalised latents and back, one at a time: diffusers' VAE keeps the last frames of every layer in itself while
+    it works, and the prefetch of a next segment runs beside the task of this one.
 
     Args:
         is_tiled: work on overlapping tiles of 256 px: less memory, seams blended.
@@ -30,6 +32,7 @@ class WanCodec:
 
     def __init__(self, vae: AutoencoderKLWan, *, is_tiled: bool = False) -> None:
         self.vae = vae
+        self._lock = threading.Lock()
         if is_tiled:
             vae.enable_tiling()
         self.mean, self.std = (
@@ -54,12 +57,14 @@ class WanCodec:
 
     def encode(self, video: Float[Tensor, "b 3 T H W"]) -> Float[Tensor, "b c t h w"]:
         """Normalised latents of RGB frames in [0, 1]."""
-        latents = self.vae.encode(2 * video - 1).latent_dist.mode()
+        with self._lock:
+            latents = self.vae.encode(2 * video - 1).latent_dist.mode()
         return (latents - self.mean) * (1.0 / self.std)
 
     def decode(self, latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b 3 T H W"]:
         """Frames in [0, 1]; the VAE itself clamps them."""
-        return (self.vae.decode(latents / (1.0 / self.std) + self.mean).sample + 1) / 2
+        with self._lock:
+            return (self.vae.decode(latents / (1.0 / self.std) + self.mean).sample + 1) / 2
 
 
 class WanTextEncoder:

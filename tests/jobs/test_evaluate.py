@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.evaluation.evaluate import METRICS_NAME, METRICS_SCHEMA
-from pipeline.evaluation.tables import METRICS, OPTIONAL_METRICS
+from pipeline.evaluation.tables import METRICS
 from retrieval.store import Store
 from tests.jobs.commands import committed, memory_v2v
 from tests.presets import write_random_preset
@@ -40,7 +40,7 @@ def test_one_video_by_three_rows_and_again(tmp_path: Path) -> None:
     rows = table.to_pylist()
     methods = {"memory", coarse, f"memory@{isolated}", "do-nothing", "truth"}
     assert {row["method"] for row in rows} == methods
-    assert {row["metric"] for row in rows} == {*METRICS, *OPTIONAL_METRICS}
+    assert {row["metric"] for row in rows} == {*METRICS, "clip_f"}
     assert {row["seed"] for row in rows} == {5}
     assert all(row["value"] == 0 for row in rows if row["method"] == "truth" and row["metric"] == "edit_error")
     means = answer.result["means"]
