@@ -25,7 +25,8 @@ from model.prompts import num_tokens
 if TYPE_CHECKING:
     from model.types import Editor
 
-PRESETS: dict[str, Path] = {"tiny": Path(__file__).parent / "weights" / "tiny"}
+WEIGHTS = Path(__file__).parent / "weights"
+PRESETS: dict[str, Path] = {name: WEIGHTS / name for name in ("tiny", "tiny-isolated")}
 """Bundled presets by name; any folder of the same layout is one too."""
 
 HUB_PRESETS: dict[str, str] = {
