@@ -20,8 +20,9 @@ class EvaluateCommand:
     """Edit held-out rendered videos by several methods on the pipeline's own path, and measure them against the truth.
 
     Writes metrics.parquet, report.md, report.html, plots and filmstrips into --out. A stopped evaluation goes on where it
-    was; more methods cost only their own edits. 24 videos by "independent" and "memory" with the preset tiny, 576 segments a
-    method, took 8.5 minutes on two cores with AVX-512, measuring included (2026-11-22).
+    was; more methods cost only their own edits. 24 videos by the three usual methods with the preset tiny, 592 segments a
+    method, took 11 minutes on two shared cores, measuring included (2026-11-25): the first two rows of table-a for 32 videos
+    are 10 minutes.
 
     A method is written METHOD[@PRESET][:kernels=dynamic|fine|coarse][:merging=off|merge-low|merge-high|discard-low|discard-high]
     [:share=0.5][:source=on|off]. METHOD is what a segment remembers: nothing (independent), the previous segment alone
