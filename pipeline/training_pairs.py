@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from einops import rearrange
 from tqdm import tqdm
 
 from model.geometry import Geometry
@@ -25,7 +24,16 @@ from model.prompts import num_tokens
 from model.training.config import TrainingConfig
 from model.training.data import segment_file
 from model.training.extension import changed_pixels
-from model.training.segments import Segments, VideoCodec, codec_revision, encode, latent_mask, write_segments
+from model.training.segments import (
+    Segments,
+    VideoCodec,
+    codec_revision,
+    encode,
+    latent_mask,
+    padded,
+    pixels,
+    write_segments,
+)
 from model.training.start import Start, starting_point
 from pipeline.source import look, split_url
 from pipeline.table import Columns, ManifestError, Problem, absolute, read_rows, text_of
@@ -184,10 +192,10 @@ def encode_pairs(
             for name in VIDEOS
         }
         for span in spans:
-            pixels = {name: next_segment(frames[name], span.num_frames, geometry.segment_frames) for name in VIDEOS}
+            both = {name: next_segment(frames[name], span.num_frames, geometry.segment_frames) for name in VIDEOS}
             for name in VIDEOS:
-                latents[name].append(encode(codec, pixels[name]).cpu())
-            latents["mask"].append(latent_mask(changed_pixels(pixels["source"][0], pixels["edited"][0]), codec))
+                latents[name].append(encode(codec, both[name]).cpu())
+            latents["mask"].append(latent_mask(changed_pixels(both["source"][0], both["edited"][0]), codec))
             worlds.append(number)
             shots.append(span.shot)
     return Segments(
@@ -203,5 +211,4 @@ def encode_pairs(
 def next_segment(frames: Iterator[np.ndarray], num_frames: int, length: int) -> torch.Tensor:
     """`[1, 3, T, H, W]` in [0, 1], the last frame repeated where the segment is shorter."""
     video = torch.from_numpy(np.stack(list(islice(frames, num_frames))))
-    index = torch.arange(length).clamp_max(num_frames - 1)
-    return rearrange(video[index].float() / 255, "t h w c -> 1 c t h w")
+    return pixels(padded(video, length))

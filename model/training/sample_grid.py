@@ -4,14 +4,13 @@ The frame is the one where most is edited.
 """
 
 from dataclasses import replace
-from itertools import pairwise
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from model.samplers import sigma_schedule
+from model.samplers import EulerSampler
 from model.training.batches import Batch, BatchSampler
 from model.training.editing import Editing
 from model.training.segments import VideoCodec
@@ -37,18 +36,19 @@ def sample_grid(
     """Edit a batch from its noise in a few Euler steps. Asks the network only through its forward, as training does."""
     batch, latent_frames = batch.to(device), batch.x_0.shape[2]
     is_velocity = editing.transformer.config.prediction_type == "velocity"
-    x_t = batch.noise
-    for sigma, next_sigma in pairwise(sigma_schedule(NUM_STEPS, shift=shift)):
+
+    def velocity(x_t: Tensor, timestep: Tensor, sigma: float) -> Tensor:
         # Data of zeros under noise x_t / sigma is x_t itself.
         seen = replace(
             batch, x_0=torch.zeros_like(x_t), noise=x_t / sigma, sigma=batch.sigma.new_full((len(x_t),), sigma)
         )
         predicted, _ = editing(seen, num_range_frames=latent_frames)
-        velocity = predicted if is_velocity else (x_t - predicted) / sigma
-        x_t = x_t + (next_sigma - sigma) * velocity
+        return predicted if is_velocity else (x_t - predicted) / sigma
+
+    edited = EulerSampler(num_inference_steps=NUM_STEPS, shift=shift)(velocity, batch.noise, batch.source)
     frames = codec.group_frames * batch.mask.flatten(2).sum(2).argmax(1)
     columns = []
-    for latents in (batch.source, x_t, batch.x_0):
+    for latents in (batch.source, edited, batch.x_0):
         video = codec.decode(latents)
         columns.append(video[torch.arange(len(video)), :, frames].clamp(0, 1))
     return rearrange(torch.stack(columns), "column b c h w -> c (b h) (column w)").float().cpu()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
@@ -65,11 +65,9 @@ def render_world(
     for shot, (first, last) in enumerate(pairwise(bounds)):
         for start in range(first, last, segment_frames):
             frames = render(world, start, min(start + segment_frames, last), size=size)
-            index = torch.arange(segment_frames).clamp_max(len(frames.source) - 1)
             for latents, video in ((sources, frames.source), (edits, frames.edited)):
-                pixels = rearrange(video[index].float() / 255, "t h w c -> 1 c t h w")
-                latents.append(encode(codec, pixels))
-            masks.append(latent_mask(frames.mask[index], codec))
+                latents.append(encode(codec, pixels(padded(video, segment_frames))))
+            masks.append(latent_mask(padded(frames.mask, segment_frames), codec))
             shots.append(shot)
     return {
         "source": torch.stack(sources),
@@ -81,10 +79,20 @@ def render_world(
     }
 
 
+def padded(frames: Tensor, num_frames: int) -> Tensor:
+    """The last frame repeated where there are fewer."""
+    return frames[torch.arange(num_frames).clamp_max(len(frames) - 1)]
+
+
+def pixels(video: UInt8[Tensor, "T H W 3"]) -> Float[Tensor, "1 3 T H W"]:
+    """Frames as a codec takes them, in [0, 1]."""
+    return rearrange(video.float() / 255, "t h w c -> 1 c t h w")
+
+
 @torch.no_grad()
-def encode(codec: VideoCodec, pixels: Float[Tensor, "1 3 T H W"]) -> Float[Tensor, "c t h w"]:
+def encode(codec: VideoCodec, video: Float[Tensor, "1 3 T H W"]) -> Float[Tensor, "c t h w"]:
     """Latents as they are kept."""
-    return codec.encode(pixels)[0].bfloat16()
+    return codec.encode(video)[0].bfloat16()
 
 
 def latent_mask(mask: Bool[Tensor, "T H W"], codec: VideoCodec) -> Bool[Tensor, "t h w"]:

@@ -4,7 +4,8 @@
     dino_f   the same of a DINO's features (any timm image model)
     lpips    learned perceptual distance from the truth (0 is the same), AlexNet
 
-The one door to timm and torchmetrics. Knows frames and files; not edits or segments.
+The one door to timm and torchmetrics. Knows frames and files; not edits or segments. Imports torch only where it computes: the driver
+holds `LearnedMeasures` and nothing else.
 """
 
 import difflib
@@ -12,11 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
-from torch.nn import functional
+from typing import TYPE_CHECKING
 
 from retrieval.embed import embedder_revision, load_embedder
 
@@ -25,8 +22,12 @@ FEATURE_METRICS, LPIPS_METRIC = ("clip_f", "dino_f"), "lpips"
 MIN_LPIPS_PX = 64
 """AlexNet's convolutions leave nothing of smaller frames: these are enlarged."""
 
-Features = Callable[[Float[Tensor, "t h w 3"]], Float[Tensor, "t d"]]
-Distance = Callable[[Float[Tensor, "t h w 3"], Float[Tensor, "t h w 3"]], Float[Tensor, "t"]]
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    Features = Callable[[Float[Tensor, "t h w 3"]], Float[Tensor, "t d"]]
+    Distance = Callable[[Float[Tensor, "t h w 3"], Float[Tensor, "t h w 3"]], Float[Tensor, "t"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +62,9 @@ class LearnedMeasures:
         if self.lpips is not None:
             lpips_distance(self.lpips)
 
-    def features(self) -> dict[str, Features]:
+    def features(self) -> "dict[str, Features]":
         """Unit-norm features of frames in [0, 1], by the measure that is made of them."""
-        found: dict[str, Features] = {}
+        found: "dict[str, Features]" = {}
         if self.clip is not None:
             found["clip_f"] = clip_features(self.clip)
         if self.dino is not None:
@@ -72,23 +73,27 @@ class LearnedMeasures:
 
 
 @cache
-def clip_features(name: str) -> Features:
+def clip_features(name: str) -> "Features":
+    import torch
+
     embedder = load_embedder(name)
 
-    def features(frames: Tensor) -> Tensor:
+    def features(frames: "Tensor") -> "Tensor":
         return torch.from_numpy(embedder.frame_features((frames * 255).round().to(torch.uint8).numpy()))
 
     return features
 
 
 @cache
-def dino_features(name: str) -> Features:
+def dino_features(name: str) -> "Features":
     """Features of a timm model; frames are squeezed to its input.
 
     Raises:
         ValueError: for an unknown architecture, a file that is not there, or weights of another network.
     """
     import timm
+    import torch
+    from torch.nn import functional
 
     architecture, _, file = name.partition(":")
     if architecture not in timm.list_models():
@@ -108,7 +113,7 @@ def dino_features(name: str) -> Features:
     mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
 
     @torch.inference_mode()
-    def features(frames: Tensor) -> Tensor:
+    def features(frames: "Tensor") -> "Tensor":
         found = []
         for batch in frames.split(FRAMES_PER_BATCH):
             pixels = functional.interpolate(
@@ -121,12 +126,14 @@ def dino_features(name: str) -> Features:
 
 
 @cache
-def lpips_distance(file: Path) -> Distance:
+def lpips_distance(file: Path) -> "Distance":
     """LPIPS of frames in [0, 1]; its linear layers are torchmetrics' own, the AlexNet below them is `file`.
 
     Raises:
         ValueError: if the file is not there or is no AlexNet.
     """
+    import torch
+    from torch.nn import functional
     from torchmetrics.functional.image.lpips import _LPIPS  # its public class only takes weights that it downloads
 
     if not file.is_file():
@@ -142,7 +149,7 @@ def lpips_distance(file: Path) -> Distance:
         raise ValueError(f"--lpips: {file} is no AlexNet of torchvision: {str(error).splitlines()[0]}") from error
 
     @torch.inference_mode()
-    def distance(frames: Tensor, truth: Tensor) -> Tensor:
+    def distance(frames: "Tensor", truth: "Tensor") -> "Tensor":
         parts = []
         for pair in zip(frames.split(FRAMES_PER_BATCH), truth.split(FRAMES_PER_BATCH), strict=True):
             planes = [part.permute(0, 3, 1, 2) for part in pair]

@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.evaluation.learned import FEATURE_METRICS, LPIPS_METRIC
 from pipeline.evaluation.suite import MIN_ABSENCE, WHOLE_FRAME_TASKS
 from pipeline.evaluation.variants import REFERENCE
 
 METRICS = ("edit_error", "preservation_error", "consistency_error", "psnr_db", "ssim", "flicker", "flops", "seconds")
-OPTIONAL_METRICS = ("clip_f", "dino_f", "lpips")
+OPTIONAL_METRICS = (*FEATURE_METRICS, LPIPS_METRIC)
 COMPARED = ("edit_error", "preservation_error", "psnr_db", "ssim", "flicker")
 GAP_BINS = ((0, 0), (1, 2), (3, 5), (6, 10), (11, 60))
 NUM_BOOTSTRAP = 10_000
