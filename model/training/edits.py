@@ -24,15 +24,15 @@ EditTask = Literal[
 STAGED_TASKS: tuple[StagedTask, ...] = get_args(StagedTask)
 EDIT_TASKS: tuple[EditTask, ...] = get_args(EditTask)
 TASK_SHARES: dict[EditTask, float] = {
-    "recolour": 0.20,
-    "hat": 0.10,
-    "surface": 0.08,
-    "restyle": 0.12,
-    "remove": 0.05,
-    "reshape": 0.05,
-    **dict.fromkeys(STAGED_TASKS, 0.05),
+    "recolour": 0.32,
+    "hat": 0.12,
+    "surface": 0.06,
+    "restyle": 0.14,
+    "remove": 0.06,
+    "reshape": 0.06,
+    **dict.fromkeys(STAGED_TASKS, 0.03),
 }
-"""Of worlds whose task is not given, as in training."""
+"""Of worlds whose task is not given, as in training. Recolouring first: it asks for any object in any scene to be found."""
 
 RECOLOUR_PHRASES = (
     "change the {object} to {colour}",

@@ -22,6 +22,7 @@ from model.training.editing import channel_weights, editing_loss
 from model.training.log import Log, note
 from model.training.optimizers import learning_rate, make_optimizers, stage_at
 from model.training.parallel import Workers, make_gradients, shard_network
+from model.training.precision import arithmetic
 from model.training.result import write_preset
 from model.training.sample_grid import grid_batch, sample_grid
 from model.training.start import make_editing, starting_point
@@ -76,7 +77,7 @@ def train(config: TrainingConfig) -> Path:
     looked_at = grid_batch(sampler, num_frames=start.latent_frames)
 
     def loss_of(shard: Batch) -> tuple[Tensor, Tensor]:
-        with torch.autocast(workers.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        with arithmetic(config.precision, workers.device.type):
             predicted, truth = editing(shard, num_range_frames=start.latent_frames)
         return editing_loss(predicted, truth, shard.mask, channel_weight=weights, edit_weight=config.edit_weight)
 
