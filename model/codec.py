@@ -19,6 +19,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+COLOUR_MAPS = 9
+"""From one of R, G, B to one of R, G, B."""
+
+
 class PatchCodec(ModelMixin, ConfigMixin):
     """Linear codec. Latents come out normalised: zero mean, unit variance per channel over the fitting set.
 
@@ -56,6 +60,29 @@ class PatchCodec(ModelMixin, ConfigMixin):
     @property
     def group_frames(self) -> int:
         return int(self.config.group_frames)
+
+    def colour_maps(self) -> tuple[Float[Tensor, "9 c c1"], Float[Tensor, "9 c c1"]]:
+        """What adding one colour (about mid-grey) to another does to latents, as far as they can hold it: [*, C, :C] @ latent + [*, C, C].
+
+        Map 3 i + j adds colour j to colour i.
+
+        Returns:
+            those of first frames and those of groups.
+        """
+        positions = self.patch[0] * self.patch[1]
+        kinds = (
+            (self.first_encode, self.first_decode, self.first_mean, self.first_std, 1),
+            (self.group_encode, self.group_decode, self.group_mean, self.group_std, self.group_frames),
+        )
+        found = []
+        for encode, decode, mean, std, frames in kinds:
+            maps = []
+            for place in torch.eye(COLOUR_MAPS).view(COLOUR_MAPS, 3, 3):
+                mixed = torch.kron(torch.eye(positions), torch.kron(place, torch.eye(frames)))
+                linear = encode @ mixed @ decode
+                maps.append(torch.cat([linear * std / std[:, None], (linear @ mean / std)[:, None]], dim=1))
+            found.append(torch.stack(maps))
+        return found[0], found[1]
 
     def encode(self, video: Float[Tensor, "b 3 T H W"]) -> Float[Tensor, "b c t h w"]:
         """Normalised latents of RGB frames in [0, 1].

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from model.attention import KeysValues, MemoryAttnProcessor, Rotary, project, rotate
 from model.checkpoints import find_folder
+from model.colour import ColourHead
 from model.memory import KERNELS, MemoryAttention, MemoryPositions, MemoryRole, kernel_name, temporal_start
 from model.merging import FrameCompressor, Merging, responsiveness, thin
 from model.patchify import TokenGroup, concatenate, init_from_base, patchify, unpatchify
@@ -163,6 +164,7 @@ class MemoryTransformer3DModel(
         merging_blocks: blocks before which memory frames may be merged, each with a compressor of its own; the paper's are
             at a third and two thirds of the depth (`merging_blocks(num_layers)`). Joint attention only.
         memory_positions: "ranges", "reversed" or "shared"; see `model.memory.temporal_start`.
+        has_colour_head: the output also changes the source's own colours (`model.colour`); of networks on the linear codec.
     """
 
     _supports_gradient_checkpointing = True
@@ -196,6 +198,7 @@ class MemoryTransformer3DModel(
         memory_attention: str = "joint",
         merging_blocks: tuple[int, ...] = (),
         memory_positions: str = "ranges",
+        has_colour_head: bool = False,  # noqa: FBT001 - a config like diffusers' own
     ) -> None:
         super().__init__()
         if memory_positions not in get_args(MemoryPositions):
@@ -210,6 +213,8 @@ class MemoryTransformer3DModel(
             )
         if any(not 0 <= number < num_layers for number in merging_blocks):
             raise ValueError(f"merging_blocks are {merging_blocks}; needs 0 to {num_layers - 1}")
+        if has_colour_head and in_channels != 2 * out_channels:
+            raise ValueError(f"has_colour_head needs source latents: in_channels {2 * out_channels}; it is {in_channels}")
         width = num_attention_heads * attention_head_dim
         self.patch_embedding = nn.Conv3d(in_channels, width, kernel_size=patch_size, stride=patch_size)
         self.memory_patch_embedding = nn.ModuleDict(
@@ -234,6 +239,7 @@ class MemoryTransformer3DModel(
         )
         self.norm_out = FP32LayerNorm(width, eps, elementwise_affine=False)
         self.proj_out = nn.Linear(width, out_channels * patch_size[0] * patch_size[1] * patch_size[2])
+        self.colour_head = ColourHead(width, out_channels, patch_size) if has_colour_head else None
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
         self.gradient_checkpointing = False
 
@@ -367,6 +373,7 @@ class MemoryTransformer3DModel(
         memory: Sequence[MemoryBatch | EncodedMemory] = (),
         num_range_frames: int | None = None,
         merging: Merging | None = None,
+        begins: Bool[Tensor, "b"] | None = None,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """Predict for the target tokens only.
 
@@ -379,6 +386,7 @@ class MemoryTransformer3DModel(
                 they may come encoded, which gives the same numbers.
             num_range_frames: latent frames of a temporal range, the target's own count unless given.
             merging: how memory frames are thinned at the network's merging blocks; None leaves them as they are.
+            begins: whether the target begins with its segment's first frame; None: it does. Read by the colour head.
         """
         if merging is not None and not self.memory_compressors:
             raise ValueError("merging is given; this network has no merging_blocks")
@@ -430,4 +438,6 @@ class MemoryTransformer3DModel(
         shift, scale = (self.scale_shift_table.unsqueeze(1) + temb.unsqueeze(2)).unbind(2)
         tokens = modulate(self.norm_out(tokens.float()), shift, scale, target_lengths).type_as(tokens)
         sample = unpatchify(self.proj_out(tokens), latent_shape, tuple(self.config.patch_size))
+        if self.colour_head is not None:
+            sample = sample + self.colour_head(tokens, hidden_states[:, self.config.out_channels :], begins)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from model.checkpoints import read_json
+from model.codec import PatchCodec
+from model.editor import sees_source
 from model.geometry import Geometry
 from model.presets import Preset, resolve_preset
 from model.text_encoder import ByteTextEncoder
@@ -130,21 +132,28 @@ def prepare_codec(config: TrainingConfig, base: Preset | None, *, device: str = 
     return codec
 
 
-def make_editing(config: TrainingConfig, base: Preset | None, *, device: str = "cpu") -> Editing:
+def make_editing(config: TrainingConfig, start: Start, *, device: str = "cpu") -> Editing:
     """The network as training finds it, what is not trained frozen.
 
     Raises:
         ValueError: if the base does not have what the options ask for.
     """
     torch.manual_seed(config.seed)
-    editing = new_editing(config) if base is None else base_editing(config, base, device=device)
+    has_colour_head = isinstance(start.codec, PatchCodec)
+    if start.base is None:
+        editing = new_editing(config, has_colour_head=has_colour_head)
+    else:
+        editing = base_editing(config, start.base, has_colour_head=has_colour_head, device=device)
+    if editing.transformer.colour_head is not None:
+        assert isinstance(start.codec, PatchCodec)
+        editing.transformer.colour_head.set_maps(start.codec)
     if config.gradient_checkpointing:
         editing.transformer.enable_gradient_checkpointing()
     choose_trained(editing, config.train, lora_rank=config.lora_rank)
     return editing.to(device)
 
 
-def new_editing(config: TrainingConfig) -> Editing:
+def new_editing(config: TrainingConfig, *, has_colour_head: bool) -> Editing:
     """A small network that has learned nothing, and so leaves the video as it is."""
     transformer = MemoryTransformer3DModel(
         num_attention_heads=config.num_heads,
@@ -156,6 +165,7 @@ def new_editing(config: TrainingConfig) -> Editing:
         memory_attention=config.memory_attention or "joint",
         memory_positions=config.memory_positions or "ranges",
         merging_blocks=merging_blocks(config.num_layers) if config.merging else (),
+        has_colour_head=has_colour_head,
     )
     text_encoder = ByteTextEncoder(
         width=config.text_width, num_layers=config.text_layers, ffn_dim=4 * config.text_width
@@ -166,22 +176,24 @@ def new_editing(config: TrainingConfig) -> Editing:
     return Editing(transformer, text_encoder)
 
 
-def base_editing(config: TrainingConfig, base: Preset, *, device: str = "cpu") -> Editing:
-    """A preset's network; compressors of memory frames are new where it has none and `merging` asks for them."""
+def base_editing(config: TrainingConfig, base: Preset, *, has_colour_head: bool, device: str = "cpu") -> Editing:
+    """A preset's network; a colour head, and compressors of memory frames where `merging` asks for them, are new where it has none."""
     loaded = load_transformer(base.components["transformer"])
-    before = {name: loaded.config[name] for name in ("memory_attention", "memory_positions", "merging_blocks")}
+    names = ("memory_attention", "memory_positions", "merging_blocks", "has_colour_head")
+    before = {name: loaded.config[name] for name in names}
     wanted = {
         "memory_attention": config.memory_attention or before["memory_attention"],
         "memory_positions": config.memory_positions or before["memory_positions"],
         "merging_blocks": before["merging_blocks"]
         or (merging_blocks(loaded.config.num_layers) if config.merging else ()),
+        "has_colour_head": has_colour_head and sees_source(loaded),
     }
     if wanted != before:
         settings = {**loaded.config, **wanted}
         # Else diffusers would make anew what was a default in the base.
         settings.pop("_use_default_values", None)
         transformer = MemoryTransformer3DModel.from_config(settings)
-        # Compressors start as means; everything else is the base's.
+        # Compressors start as means, a colour head silent; everything else is the base's.
         transformer.load_state_dict(loaded.state_dict(), strict=False)
         loaded = transformer
     text_encoder: ByteTextEncoder | WanTextEncoder

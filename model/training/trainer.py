@@ -63,7 +63,7 @@ def train(config: TrainingConfig) -> Path:
     )  # fmt: skip
     weights = channel_weights(start.codec).to(workers.device)
 
-    editing = make_editing(config, start.base, device=device)
+    editing = make_editing(config, start, device=device)
     if workers.is_sharded:
         shard_network(editing, workers)
     parameters = [p for p in editing.parameters() if p.requires_grad]
