@@ -18,7 +18,6 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-
 COLOUR_MAPS = 9
 """From one of R, G, B to one of R, G, B."""
 

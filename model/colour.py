@@ -21,6 +21,9 @@ from model.types import Kernel
 class ColourHead(nn.Module):
     """Starts silent. The maps are the codec's (`set_maps`), kept with the weights and not trained."""
 
+    first: Tensor
+    group: Tensor
+
     def __init__(self, width: int, channels: int, patch: Kernel) -> None:
         super().__init__()
         self.patch = patch

@@ -214,7 +214,9 @@ class MemoryTransformer3DModel(
         if any(not 0 <= number < num_layers for number in merging_blocks):
             raise ValueError(f"merging_blocks are {merging_blocks}; needs 0 to {num_layers - 1}")
         if has_colour_head and in_channels != 2 * out_channels:
-            raise ValueError(f"has_colour_head needs source latents: in_channels {2 * out_channels}; it is {in_channels}")
+            raise ValueError(
+                f"has_colour_head needs source latents: in_channels {2 * out_channels}; it is {in_channels}"
+            )
         width = num_attention_heads * attention_head_dim
         self.patch_embedding = nn.Conv3d(in_channels, width, kernel_size=patch_size, stride=patch_size)
         self.memory_patch_embedding = nn.ModuleDict(

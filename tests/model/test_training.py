@@ -125,7 +125,7 @@ def test_own_memories_are_made_from_the_noised_truth(cache: list[Segments]) -> N
     sampler = BatchSampler(cache, cache, seed=3, memory_noise=0.0, shift=4.0, memoryless=0.0)
     batches = (sampler.batch(step, batch_size=2, num_frames=2) for step in range(40))
     batch = next(batch for batch in batches if batch.memory_sigma is not None)
-    editing = new_editing(micro(Path(), Path()))
+    editing = new_editing(micro(Path(), Path()), has_colour_head=False)
     features, mask = editing.read(batch.instructions)
     for noised, own in zip(batch.memory, editing.own_memory(batch, features, mask), strict=True):
         edited, source = own.latents.chunk(2, dim=1)

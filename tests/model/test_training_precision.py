@@ -16,7 +16,8 @@ def test_bfloat16_multiplies_matrices_but_attends_in_float32_on_a_cpu() -> None:
     exact = projected.float()
     assert torch.equal(attended, scaled_dot_product_attention(exact, exact, exact, attn_mask=mask))
     attended.sum().backward()
-    assert weight.grad is not None and weight.grad.dtype == torch.float32
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.float32
     half = projected.detach()
     assert scaled_dot_product_attention(half, half, half).dtype == torch.bfloat16, "only within the context"
 
