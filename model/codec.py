@@ -1,8 +1,8 @@
 """`PatchCodec`: a linear space-time latent codec, cheap on a CPU, behind the interface of diffusers' video VAEs.
 
-The first frame alone and every further group of 4 frames become one latent frame (4n+1 frames, like Wan's VAEs). A pixel
+The first frame alone and every further group of frames become one latent frame (as in Wan's VAEs, whose groups have 4). A pixel
 patch is projected on orthonormal directions, so decoding is the transposed projection: no network, no state.
-The first frame's 4x4x3 = 48 numbers are kept exactly; a group's 4x4x4x3 = 192 numbers are cut to 48.
+The first frame's 4x4x3 = 48 numbers are kept exactly; those of a group (96 for 2 frames, 192 for 4) are cut to 48.
 
 The leading `num_shared` channels mean the same in both: the spatial components of a patch, averaged over its frames. A
 position carries no absolute time, so a network could not otherwise know which of two codes it is looking at.
@@ -87,7 +87,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
         """Normalised latents of RGB frames in [0, 1].
 
         Raises:
-            ValueError: if the frames are not 4n+1 or the size is not a multiple of the patch.
+            ValueError: if the frames are not `group_frames` n + 1 or the size is not a multiple of the patch.
         """
         frames, height, width = video.shape[2:]
         (ph, pw), kt = self.config.patch, self.config.group_frames

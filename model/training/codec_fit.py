@@ -1,6 +1,6 @@
 """Find the directions of a `PatchCodec`: principal components of pixel patches, in closed form and in seconds.
 
-Fitted half on rendered worlds (source and edited) and half on moving 1/f noise, whose spectrum is that of photographs, so
+Fitted mostly on rendered worlds (source and edited) and partly on moving 1/f noise, whose spectrum is that of photographs, so
 that the codec is not tied to rendered edges.
 """
 
@@ -50,10 +50,10 @@ def noise_videos(num_videos: int, *, seed: int, size: tuple[int, int], num_frame
 
 
 def fit_codec(
-    videos: Iterable[Video], *, patch: tuple[int, int] = (4, 4), group_frames: int = 4, latent_channels: int = 48,
+    videos: Iterable[Video], *, patch: tuple[int, int] = (4, 4), group_frames: int = 2, latent_channels: int = 48,
     num_shared: int = 24,
 ) -> PatchCodec:  # fmt: skip
-    """Fit all directions and normalisation constants on `videos` (values in [0, 1], 4n+1 frames)."""
+    """Fit all directions and normalisation constants on `videos` (values in [0, 1]; 1 frame and groups of `group_frames`)."""
     (ph, pw), kt, channels = patch, group_frames, latent_channels
     first_patches, group_patches = [], []
     for video in videos:

@@ -64,7 +64,7 @@ class TrainingConfig:
             number of workers.
         steps: length of the learning-rate schedule, and where the run ends.
         minutes: stop (and write the preset) after this much time even if steps are left; resumable.
-        stages: (steps, latent frames, batch size) one after the other: single frames teach most of what an instruction and a
+        stages: (steps, latent frames (at most a segment's), batch size) one after the other: single frames teach most of what an instruction and a
             memory mean at a tenth of the cost. The last stage lasts to the end.
         memory_noise: strongest noise on memory latents (the paper adds noise too, level not given).
         edit_weight: weight of the error inside the edited region beside the error everywhere.
@@ -100,7 +100,7 @@ class TrainingConfig:
     seed: int = 0
     steps: int = 2400
     minutes: float | None = None
-    stages: tuple[tuple[int, int, int], ...] = ((1200, 1, 48), (500, 2, 24), (700, 5, 12))
+    stages: tuple[tuple[int, int, int], ...] = ((1200, 1, 48), (500, 2, 24), (700, 9, 8))
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     weight_decay: float = 0.01

@@ -1,12 +1,14 @@
 """The arithmetic of training: float32, or bfloat16 where torch's autocast takes it."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from model.training.config import Precision
 
@@ -36,3 +38,16 @@ def arithmetic(precision: Precision, device_type: str) -> Iterator[None]:
             if device_type == "cpu":
                 stack.enter_context(Float32Attention())
         yield
+
+
+def recompute(precision: Precision, device_type: str) -> Any:
+    """Gradient checkpointing under `arithmetic`: what is computed again in the backward pass is computed the same way.
+
+    torch brings autocast back there by itself, other contexts it must be told of.
+    """
+
+    def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        is_float32_attention = precision == "bfloat16" and device_type == "cpu"
+        return nullcontext(), Float32Attention() if is_float32_attention else nullcontext()
+
+    return partial(checkpoint, use_reentrant=False, context_fn=contexts)

@@ -15,6 +15,7 @@ from model.text_encoder import ByteTextEncoder
 from model.training.codec_fit import fit_codec, noise_videos, world_videos
 from model.training.config import TrainingConfig
 from model.training.editing import Editing, choose_trained
+from model.training.precision import recompute
 from model.training.segments import VideoCodec
 from model.transformer import MemoryTransformer3DModel, merging_blocks
 from model.wan import WanCodec, WanTextEncoder
@@ -125,7 +126,7 @@ def prepare_codec(config: TrainingConfig, base: Preset | None, *, device: str = 
         size = config.sizes[0]
         videos = [
             *world_videos(config.num_codec_worlds, seed=CODEC_SEED, size=size),
-            *noise_videos(2 * config.num_codec_worlds, seed=config.seed, size=size),
+            *noise_videos(-(-config.num_codec_worlds // 2), seed=config.seed, size=size),
         ]
         codec = fit_codec(videos)
     codec.save_pretrained(folder)
@@ -148,7 +149,8 @@ def make_editing(config: TrainingConfig, start: Start, *, device: str = "cpu") -
         assert isinstance(start.codec, PatchCodec)
         editing.transformer.colour_head.set_maps(start.codec)
     if config.gradient_checkpointing:
-        editing.transformer.enable_gradient_checkpointing()
+        checkpointing = recompute(config.precision, torch.device(device).type)
+        editing.transformer.enable_gradient_checkpointing(checkpointing)
     choose_trained(editing, config.train, lora_rank=config.lora_rank)
     return editing.to(device)
 

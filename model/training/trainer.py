@@ -98,6 +98,7 @@ def train(config: TrainingConfig) -> Path:
                 print(f"stopping after {config.minutes} minutes", flush=True)
                 break
             num_frames, batch_size = stage_at(state.step, config)
+            num_frames = min(num_frames, start.latent_frames)
             batch = sampler.batch(state.step, batch_size=batch_size, num_frames=num_frames)
             loss, edited = make_gradients(
                 editing, batch, workers, num_shards=config.num_shards, loss_of=loss_of,

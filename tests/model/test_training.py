@@ -39,7 +39,7 @@ def micro(output: Path, cache: Path) -> TrainingConfig:
         output=output,
         cache=cache,
         steps=6,
-        stages=((3, 1, 4), (3, 5, 2)),
+        stages=((3, 1, 4), (3, 9, 2)),
         num_worlds=5,
         num_short_worlds=5,
         num_codec_worlds=1,
@@ -70,7 +70,7 @@ def test_a_killed_and_resumed_run_is_the_undisturbed_one(
     draw = BatchSampler.batch
 
     def killed(self: BatchSampler, step: int, **options: int) -> object:
-        if step == 4:
+        if step == 4 and options["batch_size"] == 2:  # of training, not of the grid of pictures
             raise KeyboardInterrupt
         return draw(self, step, **options)
 
@@ -174,7 +174,7 @@ def test_batches_come_in_every_layout_and_memories_belong_to_their_world(
     }
     layouts, num_sourceless, num_own = set(), 0, 0
     for step in range(60):
-        batch = clean.batch(step, batch_size=2, num_frames=5)
+        batch = clean.batch(step, batch_size=2, num_frames=9)
         layouts.add(tuple((item.role, item.kernel) for item in batch.memory))
         is_sourceless = bool(batch.memory) and not any(bool(item.latents[:, 48:].any()) for item in batch.memory)
         num_sourceless += is_sourceless
