@@ -14,22 +14,21 @@ from pathlib import Path
 import torch
 import tyro
 from einops import rearrange
-from torch import Tensor
 
-from benchmarks.provenance import provenance, write_result
+from benchmarks.provenance import write_report
 from model.codec import PatchCodec
 from model.presets import resolve_preset
-from model.training.codec_fit import fit_codec, noise_videos, world_videos
-from model.training.start import CODEC_SEED
-from model.training.worlds import edited_attribute, make_world, render
+from model.training.codec_fit import fit_codec, fitting_videos
+from model.training.segments import pixels
+from model.training.worlds import edited_attribute
 from model.weights import load_codec
 from pipeline.evaluation.suite import (
-    ABSENCE_SEGMENTS,
     MIN_VISIBLE_SHARE,
-    PRESENCE_FRAMES,
     SEGMENT_FRAMES,
     SHORT_SEGMENTS,
-    returns,
+    SuiteVideo,
+    Truth,
+    find_world,
     visits,
 )
 
@@ -45,6 +44,7 @@ class Benchmark:
         presets: whose codecs are measured.
         videos: how many.
         num_codec_worlds: a codec is fitted on.
+        size: height and width of all of them, in px.
     """
 
     out: Path = Path("benchmarks/results")
@@ -54,54 +54,29 @@ class Benchmark:
     size: tuple[int, int] = (64, 64)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Video:
-    """Edited frames in [0, 1] and target of every segment that shows it."""
-
-    edited: list[Tensor]
-    target: list[Tensor]
-    mask: list[Tensor]
-
-
-def draw_videos(count: int, size: tuple[int, int]) -> list[Video]:
-    """Recolouring videos of 14 segments whose object leaves and returns, as in the suite "long-edit"."""
-    found: list[Video] = []
-    seed = FIRST_SEED
-    while len(found) < count:
-        frames = SHORT_SEGMENTS * SEGMENT_FRAMES
-        world = make_world(
-            seed, split="train", num_frames=frames, task="recolour",
-            absence_segments=ABSENCE_SEGMENTS[SHORT_SEGMENTS], presence_frames=PRESENCE_FRAMES[SHORT_SEGMENTS],
-        )  # fmt: skip
-        seed += 1
-        truth = render(world, 0, frames, size=size)
-        seen = visits(truth.target)
-        if not returns(seen):
-            continue
-        edited, target, mask = (part.split(SEGMENT_FRAMES) for part in (truth.edited, truth.target, truth.mask))
-        found.append(
-            Video(
-                edited=[edited[i].float() / 255 for i in seen],
-                target=[target[i] for i in seen],
-                mask=[mask[i] for i in seen],
-            )
-        )
-    return found
+def draw_truths(count: int, size: tuple[int, int]) -> list[Truth]:
+    """Of recolouring videos of 14 segments as in the suite "long-edit", but of the train split."""
+    truths: list[Truth] = []
+    video = SuiteVideo(
+        id="", world_seed=FIRST_SEED - 1, task="recolour", num_segments=SHORT_SEGMENTS, size=size, instruction="", path=""
+    )  # fmt: skip
+    while len(truths) < count:
+        video, truth = find_world(video, video.world_seed + 1, split="train")
+        truths.append(truth)
+    return truths
 
 
-def coded(codec: PatchCodec, frames: Tensor) -> Tensor:
-    video = rearrange(frames, "t h w c -> 1 c t h w")
-    return rearrange(codec.decode(codec.encode(video))[0], "c t h w -> t h w c").clamp(0, 1)
-
-
-def floor(videos: Sequence[Video], codec: PatchCodec | None) -> tuple[float, float]:
+def floor(truths: Sequence[Truth], codec: PatchCodec | None) -> tuple[float, float]:
     """Mean distance from the first segment, and mean absolute error in the edited region; without a codec those of the truth."""
     distances, errors = [], []
-    for video in videos:
+    for truth in truths:
         looks = []
-        for frames, target, mask in zip(video.edited, video.target, video.mask, strict=True):
-            after = frames if codec is None else coded(codec, frames)
-            looks.append(edited_attribute(after, target))
+        for number in visits(truth.target):
+            part = slice(number * SEGMENT_FRAMES, (number + 1) * SEGMENT_FRAMES)
+            video, mask = pixels(truth.edited[part]), truth.mask[part]
+            coded = video if codec is None else codec.decode(codec.encode(video)).clamp(0, 1)
+            frames, after = (rearrange(item, "1 c t h w -> t h w c") for item in (video, coded))
+            looks.append(edited_attribute(after, truth.target[part]))
             if float(mask.float().mean()) > MIN_VISIBLE_SHARE:
                 errors.append(float((after - frames).abs()[mask].mean()))
         distances.append(statistics.fmean(float(torch.linalg.vector_norm(look - looks[0])) for look in looks[1:]))
@@ -110,37 +85,31 @@ def floor(videos: Sequence[Video], codec: PatchCodec | None) -> tuple[float, flo
 
 def main() -> None:
     options = tyro.cli(Benchmark, description=__doc__)
-    videos = draw_videos(options.videos, options.size)
-    worlds = list(world_videos(options.num_codec_worlds, seed=CODEC_SEED, size=options.size))
-    noise = list(noise_videos(options.num_codec_worlds // 2, seed=0, size=options.size))
+    truths = draw_truths(options.videos, options.size)
+    fitting = fitting_videos(options.num_codec_worlds, seed=0, size=options.size)
     codecs: dict[str, PatchCodec | None] = {"the truth, not coded": None}
     codecs |= {f"of `{name}`": load_codec(resolve_preset(name).components["codec"]) for name in options.presets}
-    codecs |= {
-        f"fitted, groups of {frames}": fit_codec([*worlds, *noise], group_frames=frames, num_shared=24)
-        for frames in (4, 2)
-    }
+    codecs |= {f"fitted, groups of {frames}": fit_codec(fitting, group_frames=frames) for frames in (4, 2)}
     rows = []
     for name, codec in codecs.items():
-        distance, error = floor(videos, codec)
+        distance, error = floor(truths, codec)
         rows.append(f"| {name} | {distance:.4f} | {error:.4f} |")
         print(rows[-1], flush=True)
-    text = "\n".join(
-        [
-            "# What a codec leaves of the truth",
-            "",
-            provenance(command="python -m benchmarks.codec_floor", packages=("torch",)),
-            "",
+    write_report(
+        "codec_floor",
+        title="What a codec leaves of the truth",
+        packages=("torch",),
+        out=options.out,
+        lines=[
             f"{options.videos} recolouring videos of {SHORT_SEGMENTS} segments at {options.size[0]}x{options.size[1]} px, train split, from seed "
-            f"{FIRST_SEED}; fitted on {len(worlds)} videos of worlds and {len(noise)} of noise, as `train` does. Distance: RGB, "
+            f"{FIRST_SEED}; fitted on {options.num_codec_worlds} worlds and noise, as `train` does. Distance: RGB, "
             "of the object's mean colour from that in the first segment that shows it. Error: mean absolute difference in the edited region.",
             "",
             "| codec | distance | error |",
             "|---|---|---|",
             *rows,
-            "",
-        ]
+        ],
     )
-    write_result("codec_floor", text, out=options.out)
 
 
 if __name__ == "__main__":

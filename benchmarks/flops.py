@@ -15,7 +15,7 @@ import torch
 import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.provenance import provenance, write_result
+from benchmarks.provenance import write_report
 from model.memory import BASE_KERNEL, COARSE_KERNEL, RELEVANT_KERNEL
 from model.merging import Merging
 from model.patchify import grid_size
@@ -160,9 +160,12 @@ def measure(setting: Setting, *, share: float) -> list[tuple[str, int, float]]:
     ]
 
 
-def run(options: Benchmark) -> str:
+def run(options: Benchmark) -> list[str]:
     fine = replace(LUCY_EDIT, name="the same, all memories 1x2x2", memory=(BASE_KERNEL,) * 3)
-    sections = []
+    lines = [
+        "Counted by torch's FlopCounterMode on the meta device; the formula is `layer_flops` in `benchmarks/flops.py`. "
+        "A multiplication and an addition are two; one forward, without guidance.",
+    ]
     for setting in (LUCY_EDIT, fine, TURN_5):
         found = measure(setting, share=options.share)
         base, joint = found[0][1], found[1][1]
@@ -171,7 +174,8 @@ def run(options: Benchmark) -> str:
             f"{counted / joint - 1:+.0%} |"
             for what, counted, formula in found
         ]
-        sections += [
+        lines += [
+            "",
             f"## {setting.name}",
             "",
             f"{setting.tokens(BASE_KERNEL):,} target tokens, {sum(map(setting.tokens, setting.memory)):,} memory tokens.",
@@ -179,23 +183,17 @@ def run(options: Benchmark) -> str:
             "| step | TFLOP counted | formula | difference | times without memory | against joint |",
             "|---|---|---|---|---|---|",
             *rows,
-            "",
         ]
-        print("\n".join(sections[-len(rows) - 3 :]), flush=True)
-    return "\n".join(
-        [
-            "# FLOPs of one denoising step",
-            "",
-            provenance(command="python -m benchmarks.flops", packages=("torch", "diffusers")),
-            "",
-            "Counted by torch's FlopCounterMode on the meta device; the formula is `layer_flops` in `benchmarks/flops.py`. "
-            "A multiplication and an addition are two; one forward, without guidance.",
-            "",
-            *sections,
-        ]
-    )
+        print("\n".join([*lines[-len(rows) - 2 :], ""]), flush=True)
+    return lines
 
 
 if __name__ == "__main__":
     chosen = tyro.cli(Benchmark, description=__doc__)
-    write_result("flops", run(chosen), out=chosen.out)
+    write_report(
+        "flops",
+        title="FLOPs of one denoising step",
+        packages=("torch", "diffusers"),
+        out=chosen.out,
+        lines=run(chosen),
+    )

@@ -20,7 +20,7 @@ import numpy as np
 import ray
 import tyro
 
-from benchmarks.provenance import provenance, write_result
+from benchmarks.provenance import write_report
 from pipeline.events import Event, WorkerJoined
 from pipeline.executor import WorkerPool, run_tasks
 from pipeline.plan import plan_segments
@@ -149,12 +149,12 @@ def main() -> None:
         )
         print(single[-1], flush=True)
     ray.shutdown()
-    text = "\n".join(
-        [
-            "# Makespan with sleeping stages",
-            "",
-            provenance(command="python -m benchmarks.makespan", packages=("ray",)),
-            "",
+    write_report(
+        "makespan",
+        title="Makespan with sleeping stages",
+        packages=("ray",),
+        out=options.out,
+        lines=[
             f"A segment sleeps {segment_s:g} s. Videos of 1 to 40 segments (log-uniform, {options.num_videos} per batch), "
             f"each a chain, on {workers} workers. The ideal is the larger of work per worker and longest chain, without any "
             "time for renders, assembles, commits or Ray; measured from when all workers are ready. Target: at most 1.05.",
@@ -165,10 +165,8 @@ def main() -> None:
             "The most possible is what the depth of its plan allows. Target: at least 6.",
             "",
             *single,
-            "",
-        ]
+        ],
     )
-    write_result("makespan", text, out=options.out)
 
 
 if __name__ == "__main__":

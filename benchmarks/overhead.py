@@ -19,7 +19,7 @@ from typing import Any
 import ray
 import tyro
 
-from benchmarks.provenance import provenance, write_result
+from benchmarks.provenance import write_report
 from pipeline.events import Event, WorkerJoined
 from pipeline.executor import WorkerPool, run_tasks
 from pipeline.scheduler import Scheduler, VideoPlan
@@ -165,12 +165,12 @@ def main() -> None:
             rows.append(f"| {folder} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
             print(rows[-1], flush=True)
     ray.shutdown()
-    text = "\n".join(
-        [
-            "# What Ray and the store add to a segment",
-            "",
-            provenance(command="python -m benchmarks.overhead", packages=("ray", "torch", "pyarrow")),
-            "",
+    write_report(
+        "overhead",
+        title="What Ray and the store add to a segment",
+        packages=("ray", "torch", "pyarrow"),
+        out=options.out,
+        lines=[
             f"{options.num_segments} segments, one worker, two latents of {list(options.shape)} bfloat16 per "
             "segment. Milliseconds per segment: `wall` is the whole run from when the worker is ready, with one edit and one "
             "(empty) render task per segment and the assemble; `dispatch` is wall less the edit stage: scheduler, two actor "
@@ -181,10 +181,8 @@ def main() -> None:
             "| folder | wall | dispatch | edit stage | read memories | put and commit | of that flushing | driver CPU | worker CPU |",
             "|---|---|---|---|---|---|---|---|---|",
             *rows,
-            "",
-        ]
+        ],
     )
-    write_result("overhead", text, out=options.out)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,14 @@ def provenance(*, command: str, packages: tuple[str, ...] = ("ray",)) -> str:
     names = ", ".join(f"{name} {version(name)}" for name in packages)
     load = os.getloadavg()[0]
     return f"{describe_machine()}, {names}; load average at the end {load:.1f}. Made by `{command}`."
+
+
+def write_report(
+    what: str, *, title: str, lines: Sequence[str], packages: tuple[str, ...], out: Path, command: str | None = None
+) -> Path:
+    """A Markdown report: title, where it comes from (`python -m benchmarks.WHAT` unless told), and `lines`."""
+    comes_from = provenance(command=command or f"python -m benchmarks.{what}", packages=packages)
+    return write_result(what, "\n".join([f"# {title}", "", comes_from, "", *lines, ""]), out=out)
 
 
 def write_result(what: str, text: str, *, out: Path) -> Path:

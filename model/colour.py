@@ -49,7 +49,7 @@ class ColourHead(nn.Module):
         """
         gains = unpatchify(self.gains(tokens), source.shape[2:], self.patch)
         start = apply_maps(self.first, gains[:, :, :1], source[:, :, :1])
-        if begins is not None and not bool(begins.all()):
+        if begins is not None:
             inner = apply_maps(self.group, gains[:, :, :1], source[:, :, :1])
             start = torch.where(begins.view(-1, 1, 1, 1, 1), start, inner)
         return torch.cat([start, apply_maps(self.group, gains[:, :, 1:], source[:, :, 1:])], dim=2)

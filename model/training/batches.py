@@ -70,15 +70,13 @@ class Batch:
     sigma: Float[Tensor, "b"]
     mask: Bool[Tensor, "b t h w"]
     """Where the edit changes the picture."""
-    begins: Bool[Tensor, "b"]
-    """Whether the frames begin with their segment's first one."""
+    begins: Bool[Tensor, "videos b"]
+    """Whether the frames begin with their segment's first one: those of the target, then of every memory."""
     memory: tuple[MemoryBatch, ...]
     merging: Merging | None
     """How memory frames are thinned in this batch."""
     memory_sigma: Float[Tensor, "b"] | None
     """Where given, the edited half of every memory is noised to this sigma, for the network to denoise before it is shown."""
-    memory_begins: tuple[Bool[Tensor, "b"], ...]
-    """As `begins`, of every memory."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
@@ -88,8 +86,7 @@ class Batch:
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         memory = tuple(replace(item, latents=item.latents.to(device)) for item in self.memory)
-        begins = tuple(item.to(device) for item in self.memory_begins)
-        return replace(self, memory=memory, memory_begins=begins, **tensors)
+        return replace(self, memory=memory, **tensors)
 
     def shards(self, count: int) -> list["Batch"]:
         """Equal parts of the batch, in order."""
@@ -102,11 +99,10 @@ class Batch:
                 noise=self.noise[part],
                 sigma=self.sigma[part],
                 mask=self.mask[part],
-                begins=self.begins[part],
+                begins=self.begins[:, part],
                 memory=tuple(replace(item, latents=item.latents[part]) for item in self.memory),
                 merging=self.merging,
                 memory_sigma=None if self.memory_sigma is None else self.memory_sigma[part],
-                memory_begins=tuple(item[part] for item in self.memory_begins),
             )
             for part in (slice(start, start + size) for start in range(0, len(self.instructions), size))
         ]
@@ -199,12 +195,12 @@ class BatchSampler:
                 torch.tensor([run.start == 0 for _, run in runs]),
             )
 
-        source, x_0, mask, begins = cut([target for target, _ in drawn])
-        memory, memory_begins = [], []
+        source, x_0, mask, starts = cut([target for target, _ in drawn])
+        memory, begins = [], [starts]
         is_sourceless = bool(layout) and float(torch.rand((), generator=generator)) < SOURCELESS_PROBABILITY
         for place, (role, kernel) in enumerate(layout):
             clean_source, edited, _, starts = cut([memories[place] for _, memories in drawn])
-            memory_begins.append(starts)
+            begins.append(starts)
             # Only the edited half is ever generated; the source half is always exact.
             level = self.memory_noise * torch.rand(len(edited), 1, 1, 1, 1, generator=generator)
             edited = edited + level * torch.randn(edited.shape, generator=generator)
@@ -232,11 +228,10 @@ class BatchSampler:
             noise=noise,
             sigma=sigma,
             mask=mask,
-            begins=begins,
+            begins=torch.stack(begins),
             memory=tuple(memory),
             merging=merging,
             memory_sigma=memory_sigma,
-            memory_begins=tuple(memory_begins),
         )
 
     def _draw_layout(self, pool: _Pool, number: int, generator: torch.Generator) -> Layout:

@@ -17,6 +17,9 @@ from model.training.worlds import make_world, render
 
 Video = Float[Tensor, "3 T H W"]
 
+CODEC_SEED = 1_000_000
+"""Worlds the codec is fitted on: none of those the network is trained on."""
+
 
 def world_videos(num_worlds: int, *, seed: int, size: tuple[int, int], num_frames: int = 17) -> Iterator[Video]:
     """Source and edited frames of training worlds, in [0, 1]."""
@@ -26,6 +29,14 @@ def world_videos(num_worlds: int, *, seed: int, size: tuple[int, int], num_frame
         frames = render(world, start, start + num_frames, size=size)
         for video in (frames.source, frames.edited):
             yield rearrange(video.float() / 255, "t h w c -> c t h w")
+
+
+def fitting_videos(num_worlds: int, *, seed: int, size: tuple[int, int]) -> list[Video]:
+    """What a codec is fitted on: two videos of each world, and half as many of noise as worlds (drawn from `seed`)."""
+    return [
+        *world_videos(num_worlds, seed=CODEC_SEED, size=size),
+        *noise_videos(-(-num_worlds // 2), seed=seed, size=size),
+    ]
 
 
 def noise_videos(num_videos: int, *, seed: int, size: tuple[int, int], num_frames: int = 17) -> Iterator[Video]:

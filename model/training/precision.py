@@ -1,7 +1,7 @@
 """The arithmetic of training: float32, or bfloat16 where torch's autocast takes it."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -29,14 +29,16 @@ def in_float32(value: Any) -> Any:
     return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
+def attention(precision: Precision, device_type: str) -> AbstractContextManager[Any]:
+    """What attention computes in, where that is not what autocast would take."""
+    return Float32Attention() if precision == "bfloat16" and device_type == "cpu" else nullcontext()
+
+
 @contextmanager
 def arithmetic(precision: Precision, device_type: str) -> Iterator[None]:
     """Within it, a forward pass computes in `precision`; what has to stay float32 does."""
-    with ExitStack() as stack:
-        if precision == "bfloat16":
-            stack.enter_context(torch.autocast(device_type, torch.bfloat16))
-            if device_type == "cpu":
-                stack.enter_context(Float32Attention())
+    is_bfloat16 = precision == "bfloat16"
+    with torch.autocast(device_type, torch.bfloat16, enabled=is_bfloat16), attention(precision, device_type):
         yield
 
 
@@ -45,9 +47,6 @@ def recompute(precision: Precision, device_type: str) -> Any:
 
     torch brings autocast back there by itself, other contexts it must be told of.
     """
-
-    def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        is_float32_attention = precision == "bfloat16" and device_type == "cpu"
-        return nullcontext(), Float32Attention() if is_float32_attention else nullcontext()
-
-    return partial(checkpoint, use_reentrant=False, context_fn=contexts)
+    return partial(
+        checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), attention(precision, device_type))
+    )

@@ -12,7 +12,7 @@ from model.editor import sees_source
 from model.geometry import Geometry
 from model.presets import Preset, resolve_preset
 from model.text_encoder import ByteTextEncoder
-from model.training.codec_fit import fit_codec, noise_videos, world_videos
+from model.training.codec_fit import fit_codec, fitting_videos
 from model.training.config import TrainingConfig
 from model.training.editing import Editing, choose_trained
 from model.training.precision import recompute
@@ -20,9 +20,6 @@ from model.training.segments import VideoCodec
 from model.transformer import MemoryTransformer3DModel, merging_blocks
 from model.wan import WanCodec, WanTextEncoder
 from model.weights import load_codec, load_transformer
-
-CODEC_SEED = 1_000_000
-"""Worlds the codec is fitted on: none of those the network is trained on."""
 
 NETWORK_SIZES = {
     "num_layers": "num_layers",
@@ -123,12 +120,7 @@ def prepare_codec(config: TrainingConfig, base: Preset | None, *, device: str = 
     if base is not None:
         codec = load_codec(base.components["codec"])
     else:
-        size = config.sizes[0]
-        videos = [
-            *world_videos(config.num_codec_worlds, seed=CODEC_SEED, size=size),
-            *noise_videos(-(-config.num_codec_worlds // 2), seed=config.seed, size=size),
-        ]
-        codec = fit_codec(videos)
+        codec = fit_codec(fitting_videos(config.num_codec_worlds, seed=config.seed, size=config.sizes[0]))
     codec.save_pretrained(folder)
     return codec
 
@@ -140,7 +132,8 @@ def make_editing(config: TrainingConfig, start: Start, *, device: str = "cpu") -
         ValueError: if the base does not have what the options ask for.
     """
     torch.manual_seed(config.seed)
-    has_colour_head = isinstance(start.codec, PatchCodec)
+    # A head that is not trained stays silent: a base without one gets none then.
+    has_colour_head = isinstance(start.codec, PatchCodec) and config.train == "all"
     if start.base is None:
         editing = new_editing(config, has_colour_head=has_colour_head)
     else:
@@ -188,7 +181,7 @@ def base_editing(config: TrainingConfig, base: Preset, *, has_colour_head: bool,
         "memory_positions": config.memory_positions or before["memory_positions"],
         "merging_blocks": before["merging_blocks"]
         or (merging_blocks(loaded.config.num_layers) if config.merging else ()),
-        "has_colour_head": has_colour_head and sees_source(loaded),
+        "has_colour_head": before["has_colour_head"] or (has_colour_head and sees_source(loaded)),
     }
     if wanted != before:
         settings = {**loaded.config, **wanted}

@@ -23,6 +23,7 @@ from pipeline.video.io import write_video
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from model.training.scene import Split
     from model.training.worlds import World
 
 TASKS = ("recolour", "recolour", "hat", "restyle")
@@ -117,19 +118,26 @@ def _draw_video(asked: tuple[str, int, int, tuple[int, int], str, bool]) -> Suit
         found = json.loads(description.read_text())
         return SuiteVideo(**{**found, "size": tuple(found["size"])})
     description.unlink(missing_ok=True)
-    first = SEEDS_PER_VIDEO * (1000 * (seed + 1) + number)
-    for world_seed in range(first, first + SEEDS_PER_VIDEO):
-        video = replace(video, world_seed=world_seed)
-        truth = truth_of(video, 0, video.num_frames)
-        if returns(visits(truth.target)):
-            break
-    else:
-        raise RuntimeError(f"none of {SEEDS_PER_VIDEO} worlds from seed {first} has a target that leaves and returns")
+    video, truth = find_world(video, SEEDS_PER_VIDEO * (1000 * (seed + 1) + number))
     video = replace(video, instruction=world_of(video).instruction)
     write_video(path, iter(truth.source.numpy()), FPS, crf=CRF)
     keep_truth(video, truth)
     description.write_text(json.dumps(asdict(video)))
     return video
+
+
+def find_world(video: SuiteVideo, first: int, *, split: "Split" = "heldout") -> tuple[SuiteVideo, Truth]:
+    """The video with the first seed from `first` on whose world's target leaves and returns, and its truth.
+
+    Raises:
+        RuntimeError: if none of `SEEDS_PER_VIDEO` has one.
+    """
+    for world_seed in range(first, first + SEEDS_PER_VIDEO):
+        found = replace(video, world_seed=world_seed)
+        truth = truth_of(found, 0, found.num_frames, split=split)
+        if returns(visits(truth.target)):
+            return found, truth
+    raise RuntimeError(f"none of {SEEDS_PER_VIDEO} worlds from seed {first} has a target that leaves and returns")
 
 
 def keep_truth(video: SuiteVideo, truth: Truth) -> None:
@@ -150,12 +158,12 @@ def load_truth(video: SuiteVideo) -> Truth:
         return Truth(source=torch.from_numpy(found["source"]), edited=torch.from_numpy(found["edited"]), **masks)
 
 
-def world_of(video: SuiteVideo) -> "World":
+def world_of(video: SuiteVideo, *, split: "Split" = "heldout") -> "World":
     from model.training.worlds import make_world
 
     return make_world(
         video.world_seed,
-        split="heldout",
+        split=split,
         num_frames=video.num_frames,
         task=video.task,  # type: ignore[arg-type]
         absence_segments=ABSENCE_SEGMENTS[video.num_segments],
@@ -163,11 +171,11 @@ def world_of(video: SuiteVideo) -> "World":
     )
 
 
-def truth_of(video: SuiteVideo, start: int, end: int) -> Truth:
+def truth_of(video: SuiteVideo, start: int, end: int, *, split: "Split" = "heldout") -> Truth:
     """Truth of frames `[start, end)`, rendered."""
     from model.training.worlds import render
 
-    frames = render(world_of(video), start, end, size=video.size)
+    frames = render(world_of(video, split=split), start, end, size=video.size)
     return Truth(source=frames.source, edited=frames.edited, mask=frames.mask, target=frames.target)
 
 

@@ -1,8 +1,16 @@
+from pathlib import Path
+
+import pytest
 import torch
 
 from model.codec import COLOUR_MAPS, PatchCodec
 from model.colour import ColourHead, apply_maps
 from model.training.codec_fit import fit_codec
+from model.training.config import Trained, TrainingConfig
+from model.training.start import make_editing, starting_point
+from model.transformer import MemoryTransformer3DModel
+from model.weights import load_transformer
+from tests.presets import write_random_preset
 
 
 def fitted() -> PatchCodec:
@@ -38,3 +46,24 @@ def test_the_head_starts_silent_and_knows_first_frames_from_groups() -> None:
     assert not torch.allclose(whole[:, :, 0], inner[:, :, 0])
     assert torch.equal(mixed[0], whole[0])
     assert torch.equal(mixed[1], inner[1])
+
+
+@pytest.mark.parametrize(("trained", "has_one"), [("all", True), ("memory", False)])
+def test_a_base_without_a_head_gets_a_silent_one_where_it_is_trained(
+    tmp_path: Path, trained: Trained, *, has_one: bool
+) -> None:
+    base = write_random_preset(tmp_path / "base")
+    config = TrainingConfig(output=tmp_path / "run", base=str(base), train=trained)
+    network = make_editing(config, starting_point(config)).transformer
+    assert (network.colour_head is not None) == has_one
+    seen, timestep, text = torch.randn(1, 96, 2, 4, 4), torch.tensor([500.0]), torch.randn(1, 3, 128)
+    before = load_transformer(base / "transformer")
+    with torch.no_grad():
+        assert torch.equal(network(seen, timestep, text).sample, before(seen, timestep, text).sample)
+    if has_one:
+        assert network.colour_head.group.any()
+
+
+def test_a_head_without_a_source_is_refused() -> None:
+    with pytest.raises(ValueError, match="has_colour_head needs source latents: in_channels 8; it is 4"):
+        MemoryTransformer3DModel(num_layers=1, in_channels=4, out_channels=4, has_colour_head=True)
