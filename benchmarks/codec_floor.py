@@ -8,7 +8,7 @@ of the object's colour from the first segment that shows it. Codecs of presets, 
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -58,10 +58,10 @@ def draw_truths(count: int, size: tuple[int, int]) -> list[Truth]:
     """Of recolouring videos of 14 segments as in the suite "long-edit", but of the train split."""
     truths: list[Truth] = []
     video = SuiteVideo(
-        id="", world_seed=FIRST_SEED - 1, task="recolour", num_segments=SHORT_SEGMENTS, size=size, instruction="", path=""
+        id="", world_seed=FIRST_SEED - 1, task="recolour", num_segments=SHORT_SEGMENTS, size=size, instruction="", path="", split="train"
     )  # fmt: skip
     while len(truths) < count:
-        video, truth = find_world(video, video.world_seed + 1, split="train")
+        video, truth = find_world(replace(video, world_seed=video.world_seed + 1))
         truths.append(truth)
     return truths
 

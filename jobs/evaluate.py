@@ -47,6 +47,9 @@ class EvaluateCommand:
     person_hat, jacket, macaw, clear_glasses, sunglasses, other_hat). The bundled weights have learned recolour, hat and restyle."""
     seed: int = 0
     """Draws the videos and the edits; any seed gives fresh, held-out worlds."""
+    split: Literal["heldout", "train"] = "heldout"
+    """Whose kinds of things the worlds have. Choose settings and weights on "train" (fresh worlds, but of the kinds that the weights
+    were trained on), so that the held-out figures stay unseen."""
     top_k: int = 3
     """Earlier segments remembered beside the previous one."""
     frame_embedder: str | None = None
@@ -77,6 +80,7 @@ def main(argv: list[str]) -> int:
             evaluation = Evaluation(
                 out=command.out,
                 suite=command.suite,
+                split=command.split,
                 presets=listed(command.preset),
                 methods=listed(command.methods),
                 videos=command.videos,

@@ -53,6 +53,7 @@ class Evaluation:
     tasks: tuple[str, ...] = TASKS
     seed: int = 0
     suite: Literal["long-edit"] = "long-edit"
+    split: Literal["heldout", "train"] = "heldout"
     top_k: int = 3
     learned: LearnedMeasures = field(default_factory=LearnedMeasures)
     workers: int | None = None
@@ -64,6 +65,8 @@ class Evaluation:
             raise ValueError(f"--suite is {self.suite!r}; needs long-edit")
         if self.videos < 1:
             raise ValueError(f"--videos is {self.videos}; needs at least 1")
+        if self.split not in ("heldout", "train"):
+            raise ValueError(f"--split is {self.split!r}; needs heldout or train")
         unknown = [task for task in self.tasks if task not in ALLOWED_TASKS]
         if unknown or not self.tasks:
             asked = repr(unknown[0]) if unknown else "no task"
@@ -98,7 +101,7 @@ def evaluate(evaluation: Evaluation, progress: Progress) -> Evaluated:
     """
     size = common_size(evaluation.variants)
     evaluation.learned.check()
-    progress.stage(f"render {evaluation.videos} held-out videos")
+    progress.stage(f"render {evaluation.videos} videos of the {evaluation.split} split")
     edits: dict[str, dict[str, str]] = {}
     generated: dict[str, tuple[int, float]] = {}
     with ray_session(evaluation.address, num_workers=evaluation.workers):
@@ -110,6 +113,7 @@ def evaluate(evaluation: Evaluation, progress: Progress) -> Evaluated:
             size=size,
             workers=workers,
             tasks=evaluation.tasks,
+            split=evaluation.split,
         )
         for variant in evaluation.variants:
             progress.begin(f"method {variant.name}")

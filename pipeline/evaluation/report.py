@@ -63,7 +63,7 @@ def write_evaluation_report(evaluation: Evaluation, evaluated: Evaluated, *, pro
     strips = [write_strip(video, evaluated.edits, out) for video in suite[:NUM_STRIPS]]
     long = sum(video.num_segments == LONG_SEGMENTS for video in suite)
     intro = (
-        f"Suite {evaluation.suite}, seed {seed}: {len(suite)} held-out rendered videos, {long} of them over 900 frames. "
+        f"Suite {evaluation.suite}, seed {seed}: {len(suite)} rendered videos of the {evaluation.split} split, {long} of them over 900 frames. "
         f"Preset {', '.join(evaluation.presets)}, top-k {evaluation.top_k}. {provenance} {times(evaluated)} What is "
         "measured stands at the head of `pipeline/evaluation/measures.py`."
     )

@@ -1,6 +1,6 @@
 """The suite "long-edit": held-out rendered videos whose object leaves the view and returns, as files the pipeline edits.
 
-Every video is a world of the "heldout" split, drawn from the suite's seed; one in four has more than 900 frames. What its edit
+Every video is a world of the "heldout" split (or of "train", to choose settings by), drawn from the suite's seed; one in four has more than 900 frames. What its edit
 leaves open (the tone within the named colour, the hat's shape, the style's tint) only memory can keep. A world is rendered
 once, and its truth kept beside the video. Knows nothing of edits or measures.
 """
@@ -57,6 +57,7 @@ class SuiteVideo:
 
     Attributes:
         size: (height_px, width_px) it was rendered at.
+        split: of its world; "train" has the kinds of things that weights were trained on, in worlds that they were not.
     """
 
     id: str
@@ -66,6 +67,7 @@ class SuiteVideo:
     size: tuple[int, int]
     instruction: str
     path: str
+    split: "Split" = "heldout"
 
     @property
     def num_frames(self) -> int:
@@ -88,53 +90,74 @@ class Truth:
 
 
 def draw_suite(
-    folder: Path, *, videos: int, seed: int, size: tuple[int, int], workers: int, tasks: Sequence[str] = TASKS
+    folder: Path,
+    *,
+    videos: int,
+    seed: int,
+    size: tuple[int, int],
+    workers: int,
+    tasks: Sequence[str] = TASKS,
+    split: "Split" = "heldout",
 ) -> list[SuiteVideo]:
     """Render what is not there yet, into `folder`; the same arguments give the same videos.
 
     Every round of `len(tasks)` videos takes each of `tasks` once and begins one further on, so that every task gets long videos.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    asked = [
-        (str(folder), number, seed, size, tasks[(number + number // len(tasks)) % len(tasks)], tuple(tasks) == TASKS)
-        for number in range(videos)
-    ]
+    asked = []
+    for number in range(videos):
+        task = tasks[(number + number // len(tasks)) % len(tasks)]
+        name = "-".join(
+            [
+                *([] if split == "heldout" else [split]),
+                f"s{seed}-v{number:03d}",
+                *([] if tuple(tasks) == TASKS else [task]),
+                f"{size[0]}x{size[1]}",
+            ]
+        )
+        video = SuiteVideo(
+            id=name,
+            world_seed=SEEDS_PER_VIDEO * (1000 * (seed + 1) + number),
+            task=task,
+            num_segments=LONG_SEGMENTS if number % LONG_EVERY == LONG_EVERY - 1 else SHORT_SEGMENTS,
+            size=size,
+            instruction="",
+            path=str(folder / f"{name}.mp4"),
+            split=split,
+        )
+        asked.append(video)
     with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
         return list(pool.map(_draw_video, asked))
 
 
-def _draw_video(asked: tuple[str, int, int, tuple[int, int], str, bool]) -> SuiteVideo:
+def _draw_video(video: SuiteVideo) -> SuiteVideo:
+    """Of the first world from `world_seed` on that will do."""
     import torch
 
     torch.set_num_threads(1)
-    folder, number, seed, size, task, is_default = Path(asked[0]), *asked[1:]
-    name = f"s{seed}-v{number:03d}{'' if is_default else f'-{task}'}-{size[0]}x{size[1]}"
-    path, description = folder / f"{name}.mp4", folder / f"{name}.json"
-    num_segments = LONG_SEGMENTS if number % LONG_EVERY == LONG_EVERY - 1 else SHORT_SEGMENTS
-    video = SuiteVideo(
-        id=name, world_seed=0, task=task, num_segments=num_segments, size=size, instruction="", path=str(path)
-    )  # fmt: skip
+    description = Path(video.path).with_suffix(".json")
     if description.exists() and video.truth_path.exists():  # the description is written last
         found = json.loads(description.read_text())
         return SuiteVideo(**{**found, "size": tuple(found["size"])})
     description.unlink(missing_ok=True)
-    video, truth = find_world(video, SEEDS_PER_VIDEO * (1000 * (seed + 1) + number))
+    video, truth = find_world(video)
     video = replace(video, instruction=world_of(video).instruction)
-    write_video(path, iter(truth.source.numpy()), FPS, crf=CRF)
+    write_video(Path(video.path), iter(truth.source.numpy()), FPS, crf=CRF)
     keep_truth(video, truth)
     description.write_text(json.dumps(asdict(video)))
     return video
 
 
-def find_world(video: SuiteVideo, first: int, *, split: "Split" = "heldout") -> tuple[SuiteVideo, Truth]:
-    """The video with the first seed from `first` on whose world's target leaves and returns, and its truth.
+def find_world(video: SuiteVideo) -> tuple[SuiteVideo, Truth]:
+    """The video with the first seed from its `world_seed` on whose world's target leaves and returns, and its truth.
 
     Raises:
         RuntimeError: if none of `SEEDS_PER_VIDEO` has one.
     """
+    first = video.world_seed
     for world_seed in range(first, first + SEEDS_PER_VIDEO):
         found = replace(video, world_seed=world_seed)
-        truth = truth_of(found, 0, found.num_frames, split=split)
+        truth = truth_of(found, 0, found.num_frames)
         if returns(visits(truth.target)):
             return found, truth
     raise RuntimeError(f"none of {SEEDS_PER_VIDEO} worlds from seed {first} has a target that leaves and returns")
@@ -158,12 +181,12 @@ def load_truth(video: SuiteVideo) -> Truth:
         return Truth(source=torch.from_numpy(found["source"]), edited=torch.from_numpy(found["edited"]), **masks)
 
 
-def world_of(video: SuiteVideo, *, split: "Split" = "heldout") -> "World":
+def world_of(video: SuiteVideo) -> "World":
     from model.training.worlds import make_world
 
     return make_world(
         video.world_seed,
-        split=split,
+        split=video.split,
         num_frames=video.num_frames,
         task=video.task,  # type: ignore[arg-type]
         absence_segments=ABSENCE_SEGMENTS[video.num_segments],
@@ -171,11 +194,11 @@ def world_of(video: SuiteVideo, *, split: "Split" = "heldout") -> "World":
     )
 
 
-def truth_of(video: SuiteVideo, start: int, end: int, *, split: "Split" = "heldout") -> Truth:
+def truth_of(video: SuiteVideo, start: int, end: int) -> Truth:
     """Truth of frames `[start, end)`, rendered."""
     from model.training.worlds import render
 
-    frames = render(world_of(video, split=split), start, end, size=video.size)
+    frames = render(world_of(video), start, end, size=video.size)
     return Truth(source=frames.source, edited=frames.edited, mask=frames.mask, target=frames.target)
 
 

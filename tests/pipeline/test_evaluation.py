@@ -281,6 +281,17 @@ def test_chosen_tasks_are_taken_in_turn_and_do_not_mix_with_others(tmp_path: Pat
     assert other[0].id == "s3-v000-door-32x40"
 
 
+def test_videos_of_the_train_split_are_others_under_other_names(tmp_path: Path) -> None:
+    heldout, known = (
+        draw_suite(tmp_path, videos=1, seed=3, size=(32, 40), workers=1, tasks=("door",), split=split)[0]
+        for split in ("heldout", "train")
+    )
+    assert known.id == "train-s3-v000-door-32x40"
+    assert not torch.equal(load_truth(heldout).source, load_truth(known).source)
+    again = truth_of(known, 0, 17)  # redrawn by the description alone
+    assert torch.equal(again.source, load_truth(known).source[:17])
+
+
 def test_rows_say_what_they_are_edited_by() -> None:
     plain, other, named, further = read_variants(
         ("memory", "previous@b:kernels=fine:merging=discard-low:share=0.3:source=off", "memory-edited-only"), ("a", "c")
