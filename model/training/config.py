@@ -13,6 +13,7 @@ Trained = Literal["all", "memory", "lora"]
 Sharding = Literal["ddp", "fsdp"]
 MemoryLayouts = Literal["edits", "paper"]
 ExtensionKind = Literal["none", "own", "framepack"]
+CodecOrigin = Literal["base", "fitted"]
 Precision = Literal["float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -21,6 +22,7 @@ CHOICES: dict[str, Any] = {
     "sharding": Sharding,
     "memory_layouts": MemoryLayouts,
     "extension": ExtensionKind,
+    "codec": CodecOrigin,
     "precision": Precision,
     "device": Device,
     "memory_attention": MemoryAttention,
@@ -46,6 +48,8 @@ class TrainingConfig:
         resume: go on from `output`'s checkpoint (which must be there).
         base: preset (name or folder) that training starts from: its codec or VAE, network, text encoder, geometry and sampler; none:
             from nothing. What the base does not have (kernels and compressors of memory) starts new.
+        codec: the base's, or one fitted now ("fitted", as without a base), which the base's network is carried over to. Only of bases on the
+            linear codec, and with the whole network trained.
         train: "all" of the network (and a text encoder of bytes), only what the paper trains ("memory": tokenizers of memory, self-attention,
             compressors), or low-rank adapters of self-attention beside what memory adds ("lora", merged in the result). A published text
             encoder always stays as it is.
@@ -87,6 +91,7 @@ class TrainingConfig:
     cache: Path | None = None
     resume: bool = False
     base: str | None = None
+    codec: CodecOrigin = "base"
     train: Trained = "all"
     lora_rank: int = 16
     extension: ExtensionKind = "none"
@@ -154,6 +159,10 @@ class TrainingConfig:
             raise ValueError(f"stages are {self.stages}; needs (steps, latent frames, batch size), each at least 1")
         if self.train != "all" and self.base is None:
             raise ValueError(f"train is {self.train!r}; needs a base, as the rest would stay random")
+        if self.codec == "fitted" and self.train != "all":
+            raise ValueError(
+                f"codec is 'fitted', train is {self.train!r}; needs train all, as the rest knows only the old codec"
+            )
         if self.extension == "own" and self.base is None:
             raise ValueError("extension is 'own'; needs a base that continues the clips")
         if (self.extension == "framepack") != (self.framepack is not None):

@@ -1,4 +1,4 @@
-"""Where training starts: from nothing (a codec is fitted, a small network made), or from a preset with all its parts."""
+"""Where training starts: from nothing (a codec is fitted, a small network made), or from a preset with all its parts (or all but its codec)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ from model.training.codec_fit import fit_codec, fitting_videos
 from model.training.config import TrainingConfig
 from model.training.editing import Editing, choose_trained
 from model.training.precision import recompute
+from model.training.recode import recode
 from model.training.segments import VideoCodec
 from model.transformer import MemoryTransformer3DModel, merging_blocks
 from model.wan import WanCodec, WanTextEncoder
@@ -79,6 +80,8 @@ def starting_point(config: TrainingConfig, *, device: str = "cpu") -> Start:
     if base is None:
         return new
     geometry, sampler = base.geometry, dict(base.sampler)
+    if config.codec == "fitted":
+        geometry = replace(geometry, frame_multiple=codec.group_frames)
     if config.given("sizes"):
         geometry = replace(geometry, sizes=config.sizes)
     if config.given("segment_frames"):
@@ -101,6 +104,8 @@ def check_base(config: TrainingConfig, base: Preset) -> None:
         raise ValueError(
             f"base {base.name!r} has LoRA files, which would be added again to the result; needs a base without"
         )
+    if config.codec == "fitted" and "codec" not in base.components:
+        raise ValueError(f"codec is 'fitted'; base {base.name!r} is not on the linear codec, and needs its own VAE")
     folder = base.components["transformer"]
     own = read_json(folder / "config.json") if folder.is_dir() else {}
     for option, name in NETWORK_SIZES.items():
@@ -117,7 +122,7 @@ def prepare_codec(config: TrainingConfig, base: Preset | None, *, device: str = 
     folder = config.output / "codec"
     if (folder / "config.json").exists():
         return load_codec(folder)
-    if base is not None:
+    if base is not None and config.codec == "base":
         codec = load_codec(base.components["codec"])
     else:
         codec = fit_codec(fitting_videos(config.num_codec_worlds, seed=config.seed, size=config.sizes[0]))
@@ -138,6 +143,9 @@ def make_editing(config: TrainingConfig, start: Start, *, device: str = "cpu") -
         editing = new_editing(config, has_colour_head=has_colour_head)
     else:
         editing = base_editing(config, start.base, has_colour_head=has_colour_head, device=device)
+        if config.codec == "fitted":
+            assert isinstance(start.codec, PatchCodec)
+            recode(editing.transformer, load_codec(start.base.components["codec"]), start.codec)
     if editing.transformer.colour_head is not None:
         assert isinstance(start.codec, PatchCodec)
         editing.transformer.colour_head.set_maps(start.codec)
