@@ -23,10 +23,9 @@ def recode(transformer: MemoryTransformer3DModel, before: PatchCodec, after: Pat
         ValueError: if the codecs differ in more than their groups and directions.
     """
     for name in ("patch", "latent_channels"):
-        if before.config[name] != after.config[name]:
-            raise ValueError(
-                f"the codec's {name} is {after.config[name]}; the base has {before.config[name]}, and needs the same"
-            )
+        known, new = (codec.patch if name == "patch" else codec.config[name] for codec in (before, after))
+        if known != new:
+            raise ValueError(f"the codec's {name} is {new}; the base has {known}, and needs the same")
     linear, constant = group_map(after, before)
     halves = transformer.config.in_channels // transformer.config.out_channels
     read, shift = torch.block_diag(*[linear] * halves), constant.repeat(halves)
