@@ -29,7 +29,7 @@ import zstandard
 from einops import rearrange
 from torch import Tensor
 
-from benchmarks.provenance import provenance, write_result
+from benchmarks.provenance import write_report
 from model.training.worlds import make_world, render
 from model.types import Editor, EditRequest, MemoryVideo
 from retrieval import latents as ours
@@ -404,11 +404,8 @@ def large_segment(editor: Editor, path: Path, size: tuple[int, int], options: Be
     }
 
 
-def report(options: Benchmark, editor: Editor) -> str:
+def report(options: Benchmark, editor: Editor) -> list[str]:
     lines = [
-        "# Latent store: size and reading rate",
-        "",
-        provenance(command=shlex.join(["python", "-m", "benchmarks.latent_store", *sys.argv[1:]]), packages=PACKAGES),
         f"Preset {options.preset}, weights {editor.weights_revision}, seed {options.seed}; one thread, {options.rounds} rounds.",
         "",
         "Ratio: file bytes over raw bfloat16 bytes (edited and source latents). Rate: raw bfloat16 bytes per second of "
@@ -436,7 +433,7 @@ def report(options: Benchmark, editor: Editor) -> str:
             "",
             *(f"- {call}: {ms:.2f}" for call, ms in measure_store(segments[0], options.rounds).items()),
         ]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def main() -> None:
@@ -445,9 +442,12 @@ def main() -> None:
     pa.set_cpu_count(1)
     module, _, function = options.editor.partition(":")
     editor = getattr(import_module(module), function)(options.preset, device="cpu")
-    text = report(options, editor)
-    print(text)
-    write_result("latent_store", text, out=options.out)
+    lines = report(options, editor)
+    print("\n".join(lines))
+    write_report(
+        "latent_store", title="Latent store: size and reading rate", lines=lines, packages=PACKAGES, out=options.out,
+        command=shlex.join(["python", "-m", "benchmarks.latent_store", *sys.argv[1:]]),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

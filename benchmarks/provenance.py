@@ -24,15 +24,10 @@ def provenance(*, command: str, packages: tuple[str, ...] = ("ray",)) -> str:
 def write_report(
     what: str, *, title: str, lines: Sequence[str], packages: tuple[str, ...], out: Path, command: str | None = None
 ) -> Path:
-    """A Markdown report: title, where it comes from (`python -m benchmarks.WHAT` unless told), and `lines`."""
+    """A Markdown report `<what>_<hardware>_<date>.md`: title, where it comes from (`python -m benchmarks.WHAT` unless told), and `lines`."""
     comes_from = provenance(command=command or f"python -m benchmarks.{what}", packages=packages)
-    return write_result(what, "\n".join([f"# {title}", "", comes_from, "", *lines, ""]), out=out)
-
-
-def write_result(what: str, text: str, *, out: Path) -> Path:
-    """Write `<what>_<hardware>_<date>.md`."""
     path = out / f"{what}_{hardware()}_{datetime.now(UTC):%Y-%m-%d}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text("\n".join([f"# {title}", "", comes_from, "", *lines, ""]))
     print(path)
     return path

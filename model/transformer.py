@@ -65,8 +65,7 @@ class MemoryTransformerBlock(WanTransformerBlock):
         memory: KeysValues | None = None,
     ) -> Float[Tensor, "b n d"]:
         """`temb[:, i]` modulates the i-th run of `lengths[i]` tokens; all of them also see `memory` (keys rotated)."""
-        table = self.scale_shift_table.unsqueeze(1) + temb.float()
-        shift_msa, scale_msa, gate_msa, c_shift_msa, c_scale_msa, c_gate_msa = table.unbind(2)
+        shift_msa, scale_msa, gate_msa, c_shift_msa, c_scale_msa, c_gate_msa = self.modulation(temb)
 
         normed = modulate(self.norm1(hidden_states.float()), shift_msa, scale_msa, lengths).type_as(hidden_states)
         attended = self.attn1(normed, None, None, rotary_emb, memory=memory)
@@ -78,6 +77,10 @@ class MemoryTransformerBlock(WanTransformerBlock):
         normed = modulate(self.norm3(hidden_states.float()), c_shift_msa, c_scale_msa, lengths).type_as(hidden_states)
         fed = self.ffn(normed)
         return (hidden_states.float() + gate(fed.float(), c_gate_msa, lengths)).type_as(hidden_states)
+
+    def modulation(self, temb: Float[Tensor, "b parts 6 d"]) -> tuple[Float[Tensor, "b parts d"], ...]:
+        """Shift, scale and gate of attention, then of the feed-forward layer."""
+        return (self.scale_shift_table.unsqueeze(1) + temb.float()).unbind(2)
 
     def responsiveness(
         self,
@@ -91,7 +94,7 @@ class MemoryTransformerBlock(WanTransformerBlock):
         Without rotary embedding: what a mean of rotated keys says of a frame is less (docs/decisions.md).
         """
         attn = self.attn1
-        shift, scale = (self.scale_shift_table.unsqueeze(1) + temb.float()).unbind(2)[:2]
+        shift, scale = self.modulation(temb)[:2]
         normed = modulate(self.norm1(hidden_states.float()), shift, scale, lengths).type_as(hidden_states)
         target, memory = normed.split([sum(lengths[:-1]), lengths[-1]], dim=1)
         query = attn.norm_q(attn.to_q(target)).unflatten(2, (attn.heads, -1))
@@ -102,26 +105,28 @@ class MemoryTransformerBlock(WanTransformerBlock):
         self, hidden_states: Float[Tensor, "b n d"], temb: Float[Tensor, "#b 1 6 d"], rotary_emb: Rotary
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n h e"], Float[Tensor, "b n h e"]]:
         """The block for a memory by itself, without text; also its keys (not rotated) and values."""
-        table = self.scale_shift_table.unsqueeze(1) + temb.float()
-        shift_msa, scale_msa, gate_msa, c_shift_msa, c_scale_msa, c_gate_msa = table.unbind(2)
+        shift_msa, scale_msa, gate_msa, c_shift_msa, c_scale_msa, c_gate_msa = self.modulation(temb)
 
-        normed = (self.norm1(hidden_states.float()) * (1 + scale_msa) + shift_msa).type_as(hidden_states)
+        normed = modulate(self.norm1(hidden_states.float()), shift_msa, scale_msa).type_as(hidden_states)
         query, key, value = project(self.attn1, normed)
         processor = cast(MemoryAttnProcessor, self.attn1.processor)
         attended = processor.attend(self.attn1, rotate(query, rotary_emb), rotate(key, rotary_emb), value)
         hidden_states = (hidden_states.float() + attended * gate_msa).type_as(hidden_states)
 
-        normed = (self.norm3(hidden_states.float()) * (1 + c_scale_msa) + c_shift_msa).type_as(hidden_states)
+        normed = modulate(self.norm3(hidden_states.float()), c_shift_msa, c_scale_msa).type_as(hidden_states)
         return (hidden_states.float() + self.ffn(normed).float() * c_gate_msa).type_as(hidden_states), key, value
 
 
 def modulate(
-    x: Float[Tensor, "b n d"], shift: Float[Tensor, "b parts d"], scale: Float[Tensor, "b parts d"], lengths: list[int]
+    x: Float[Tensor, "b n d"],
+    shift: Float[Tensor, "b parts d"],
+    scale: Float[Tensor, "b parts d"],
+    lengths: Sequence[int] = (1,),
 ) -> Float[Tensor, "b n d"]:
-    """`x * (1 + scale) + shift`, each part with its own vectors."""
+    """`x * (1 + scale) + shift`, each part with its own vectors; one part unless told."""
     if len(lengths) == 1:
         return x * (1 + scale) + shift
-    parts = x.split(lengths, dim=1)
+    parts = x.split(list(lengths), dim=1)
     return torch.cat([p * (1 + scale[:, i, None]) + shift[:, i, None] for i, p in enumerate(parts)], dim=1)
 
 

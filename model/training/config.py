@@ -5,6 +5,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from model.checkpoints import read_json
 from model.memory import MemoryAttention, MemoryPositions
 
 TINY_SIZES = ((64, 64), (56, 72), (48, 88), (40, 96), (72, 56), (88, 48), (96, 40))
@@ -179,12 +180,7 @@ class TrainingConfig:
         Raises:
             ValueError: if it cannot be read, or an option is unknown, missing or of another kind.
         """
-        try:
-            document = json.loads(path.read_text())
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"options {path} cannot be read: {type(error).__name__}: {error}") from error
-        if not isinstance(document, dict):
-            raise ValueError(f"options {path} hold a {type(document).__name__}; needs an object")
+        document = read_json(path)
         known = {field.name: field for field in fields(cls)}
         unknown = sorted(set(document) - set(known))
         missing = [name for name, field in known.items() if field.default is MISSING and name not in document]

@@ -44,11 +44,6 @@ class LearnedMeasures:
     dino: str | None = None
     lpips: Path | None = None
 
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        given = zip((*FEATURE_METRICS, LPIPS_METRIC), (self.clip, self.dino, self.lpips), strict=True)
-        return tuple(metric for metric, value in given if value is not None)
-
     def check(self) -> None:
         """Whether all can be had, before any work.
 

@@ -131,7 +131,7 @@ def test_training_needs_nothing_but_what_it_says(tmp_path: Path) -> None:
     ("document", "message"),
     [
         ("{", "cannot be read"),
-        ("[]", "hold a list"),
+        ("[]", "holds a list"),
         ('{"outptu": "x"}', r"unknown \['outptu'\], missing \['output'\]"),
         ('{"output": "x", "train": "some"}', "train is 'some'; needs one of all, memory, lora"),
         ('{"output": "x", "steps": "many"}', "steps is 'many'; needs int"),
