@@ -184,11 +184,13 @@ def base_editing(config: TrainingConfig, base: Preset, *, has_colour_head: bool,
     loaded = load_transformer(base.components["transformer"])
     names = ("memory_attention", "memory_positions", "merging_blocks", "has_colour_head")
     before = {name: loaded.config[name] for name in names}
+    attention = config.memory_attention or before["memory_attention"]
+    # Isolated memory has nothing to merge: a joint base's compressors are left behind.
+    kept = before["merging_blocks"] if attention == "joint" else ()
     wanted = {
-        "memory_attention": config.memory_attention or before["memory_attention"],
+        "memory_attention": attention,
         "memory_positions": config.memory_positions or before["memory_positions"],
-        "merging_blocks": before["merging_blocks"]
-        or (merging_blocks(loaded.config.num_layers) if config.merging else ()),
+        "merging_blocks": kept or (merging_blocks(loaded.config.num_layers) if config.merging else ()),
         "has_colour_head": before["has_colour_head"] or (has_colour_head and sees_source(loaded)),
     }
     if wanted != before:

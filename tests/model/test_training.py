@@ -7,18 +7,19 @@ from typing import Any
 import pytest
 import torch
 
-from model.presets import folder_revision, load_editor
+from model.presets import folder_revision, load_editor, resolve_preset
 from model.training.batches import MIN_VISIBLE, BatchSampler
-from model.training.codec_fit import fit_codec, world_videos
+from model.training.codec_fit import fit_codec, fitting_videos, world_videos
 from model.training.config import TrainingConfig
 from model.training.editing import editing_loss
 from model.training.optimizers import learning_rate, stage_at
+from model.training.recode import recode
 from model.training.segments import Segments, load_cache, render_segments
 from model.training.start import new_editing
 from model.training.trainer import train
 from model.training.worlds import make_world
 from model.types import EditRequest, MemoryVideo
-from model.weights import load_transformer
+from model.weights import load_codec, load_transformer
 
 SIZES = ((16, 16), (12, 24))
 
@@ -118,6 +119,31 @@ def test_training_starts_from_a_base(tmp_path: Path) -> None:
     assert all(name.startswith("memory_compressors.") for name in new)
     with pytest.raises(ValueError, match=r"num_heads is 1; base .* has 2, leave it out"):
         train(replace(further, output=tmp_path / "other", num_heads=1))
+
+    isolated = replace(further, output=tmp_path / "isolated", base=str(tmp_path / "further/preset"), merging=False)
+    apart = load_transformer(train(replace(isolated, memory_attention="isolated")) / "transformer")
+    assert apart.is_isolated
+    assert set(apart.state_dict()) == set(before), "isolated memory leaves the base's compressors behind"
+
+
+def test_a_base_is_carried_over_to_a_fitted_codec(tmp_path: Path) -> None:
+    config = replace(micro(tmp_path / "base", tmp_path / "cache"), steps=2, stages=((2, 1, 4),))
+    base = train(config)
+    with pytest.raises(ValueError, match="codec is 'fitted', train is 'memory'; needs train all"):
+        replace(config, base=str(base), codec="fitted", train="memory")
+    old = fit_codec(fitting_videos(2, seed=5, size=SIZES[0]), group_frames=4)
+    old.save_pretrained(base / "codec")
+    preset = train(
+        replace(config, output=tmp_path / "new", base=str(base), codec="fitted", learning_rate=1e-12, steps=1)
+    )
+    resolved = resolve_preset(str(preset))
+    assert resolved.geometry.frame_multiple == 2
+    assert load_codec(resolved.components["codec"]).group_frames == 2
+    expected = load_transformer(base / "transformer")
+    recode(expected, old, load_codec(preset / "codec"))
+    for name, tensor in load_transformer(preset / "transformer").state_dict().items():
+        if not name.startswith("colour_head."):
+            assert torch.allclose(tensor, expected.state_dict()[name], atol=0.02, rtol=0.02), name  # kept as bfloat16
 
 
 def test_own_memories_are_made_from_the_noised_truth(cache: list[Segments]) -> None:
