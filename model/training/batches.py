@@ -51,10 +51,15 @@ MERGING_SHARES = (0.3, 0.7)
 SOURCELESS_PROBABILITY = 0.1
 """Of batches with memory whose memories come without their source half, so that what it is worth can be measured."""
 
-OWN_PROBABILITY = 0.4
-OWN_SIGMAS = (0.4, 0.95)
+OWN_PROBABILITY = 0.25
+OWN_SIGMAS = (0.1, 0.5)
 """In this share of the batches with memory the network makes the memories itself, from the truth noised to such a sigma: what the
-edit leaves open is still told, but with the faults of the network's own edits, which is what it will remember."""
+edit leaves open is still told, but with the faults of the network's own edits, which is what it will remember. At more noise its
+memories misread the instruction, and it would learn to correct what it should keep."""
+
+CONTRADICTION_PROBABILITY = 0.3
+"""In this share of the samples whose memory shows the edit the instruction is another video's: what was done before decides, even
+where it was a misreading."""
 
 MIN_VISIBLE = 0.004
 """A segment shows the edit if it changes at least this share of its pixels."""
@@ -207,6 +212,7 @@ class BatchSampler:
             if is_sourceless:
                 clean_source = torch.zeros_like(clean_source)
             memory.append(MemoryBatch(role=role, kernel=kernel, latents=torch.cat([edited, clean_source], dim=1)))
+        instructions = [segments.instructions[int(segments.world[target])] for target, _ in drawn]
         noise = torch.randn(x_0.shape, generator=generator)
         sigma = shift_sigma(torch.rand(len(drawn), generator=generator), self.shift)
         merging = None
@@ -221,8 +227,11 @@ class BatchSampler:
                 edited, clean_source = item.latents.chunk(2, dim=1)
                 noised = add_noise(edited, torch.randn(edited.shape, generator=generator), memory_sigma)
                 memory[place] = replace(item, latents=torch.cat([noised, clean_source], dim=1))
+        if memory and memory_sigma is None:
+            told = [any(bool(visible[row].any()) for row in memories) for _, memories in drawn]
+            instructions = contradict(instructions, told, generator)
         return Batch(
-            instructions=[segments.instructions[int(segments.world[target])] for target, _ in drawn],
+            instructions=instructions,
             source=source,
             x_0=x_0,
             noise=noise,
@@ -247,6 +256,16 @@ class BatchSampler:
             kernels = kernels[:1] * count
         roles: list[MemoryRole] = ["previous" if has_previous and not place else "retrieved" for place in range(count)]
         return tuple((role, KERNELS[kernel]) for role, kernel in zip(roles, kernels, strict=True))
+
+
+def contradict(instructions: Sequence[str], may: Sequence[bool], generator: torch.Generator) -> list[str]:
+    """Some of them, where they may, changed for another one of the same batch."""
+    is_changed = (torch.rand(len(may), generator=generator) < CONTRADICTION_PROBABILITY).tolist()
+    others = torch.randint(len(may), (len(may),), generator=generator).tolist()
+    return [
+        instructions[other] if allowed and changed else instruction
+        for instruction, allowed, changed, other in zip(instructions, may, is_changed, others, strict=True)
+    ]
 
 
 def batch_seed(seed: int, step: int) -> int:
