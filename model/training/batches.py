@@ -61,6 +61,11 @@ CONTRADICTION_PROBABILITY = 0.3
 """In this share of the samples whose memory shows the edit the instruction is another video's: what was done before decides, even
 where it was a misreading."""
 
+STRENGTH_PROBABILITY = 0.5
+STRENGTHS = (0.3, 1.15)
+"""In this share of the samples whose memory shows the edit, memory and target are edited by such a part of the change. A network's first
+edit is paler than any truth; one that has seen only truths makes every next one fuller, and drifts. Of linear latents only."""
+
 MIN_VISIBLE = 0.004
 """A segment shows the edit if it changes at least this share of its pixels."""
 
@@ -146,6 +151,7 @@ class BatchSampler:
         memory_noise: strongest noise put on memory latents, so that the drift of generated memories is no surprise.
         shift: sigmas are uniform, then shifted towards noise by this (`flow.shift_sigma`).
         is_merging: half of the batches with memory have some of its frames merged.
+        is_linear: whether a part of a change of latents is that part of the change of colours.
         layouts: which memories under which kernels: mostly as edits have them, or as the paper draws them.
     """
 
@@ -159,11 +165,12 @@ class BatchSampler:
         shift: float,
         memoryless: float,
         is_merging: bool = False,
+        is_linear: bool = False,
         layouts: MemoryLayouts = "edits",
     ) -> None:
         self.pools = {True: _Pool(cache), False: _Pool(short)}
         self.seed, self.is_merging, self.memoryless, self.layouts = seed, is_merging, memoryless, layouts
-        self.memory_noise, self.shift = memory_noise, shift
+        self.memory_noise, self.shift, self.is_linear = memory_noise, shift, is_linear
 
     def batch(self, step: int, *, batch_size: int, num_frames: int) -> Batch:
         """Batch `step`, from every segment a run of `num_frames` latent frames (fewer than all early in training)."""
@@ -200,12 +207,18 @@ class BatchSampler:
                 torch.tensor([run.start == 0 for _, run in runs]),
             )
 
+        told = [any(bool(visible[row].any()) for row in memories) for _, memories in drawn]
+        strength = torch.ones(len(drawn), 1, 1, 1, 1)
+        if self.is_linear and any(told):
+            strength = draw_strength(told, generator)
         source, x_0, mask, starts = cut([target for target, _ in drawn])
+        x_0 = torch.lerp(source, x_0, strength)
         memory, begins = [], [starts]
         is_sourceless = bool(layout) and float(torch.rand((), generator=generator)) < SOURCELESS_PROBABILITY
         for place, (role, kernel) in enumerate(layout):
             clean_source, edited, _, starts = cut([memories[place] for _, memories in drawn])
             begins.append(starts)
+            edited = torch.lerp(clean_source, edited, strength)
             # Only the edited half is ever generated; the source half is always exact.
             level = self.memory_noise * torch.rand(len(edited), 1, 1, 1, 1, generator=generator)
             edited = edited + level * torch.randn(edited.shape, generator=generator)
@@ -228,7 +241,6 @@ class BatchSampler:
                 noised = add_noise(edited, torch.randn(edited.shape, generator=generator), memory_sigma)
                 memory[place] = replace(item, latents=torch.cat([noised, clean_source], dim=1))
         if memory and memory_sigma is None:
-            told = [any(bool(visible[row].any()) for row in memories) for _, memories in drawn]
             instructions = contradict(instructions, told, generator)
         return Batch(
             instructions=instructions,
@@ -256,6 +268,14 @@ class BatchSampler:
             kernels = kernels[:1] * count
         roles: list[MemoryRole] = ["previous" if has_previous and not place else "retrieved" for place in range(count)]
         return tuple((role, KERNELS[kernel]) for role, kernel in zip(roles, kernels, strict=True))
+
+
+def draw_strength(may: Sequence[bool], generator: torch.Generator) -> Float[Tensor, "b 1 1 1 1"]:
+    """By how much every sample is edited: wholly, or where it may by some part."""
+    low, high = STRENGTHS
+    drawn = low + (high - low) * torch.rand(len(may), generator=generator)
+    is_part = torch.tensor(may) & (torch.rand(len(may), generator=generator) < STRENGTH_PROBABILITY)
+    return torch.where(is_part, drawn, 1.0).view(-1, 1, 1, 1, 1)
 
 
 def contradict(instructions: Sequence[str], may: Sequence[bool], generator: torch.Generator) -> list[str]:

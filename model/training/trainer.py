@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from model.codec import PatchCodec
 from model.training.batches import Batch, BatchSampler
 from model.training.checkpoints import State, load_checkpoint, save_checkpoint
 from model.training.config import TrainingConfig
@@ -60,6 +61,7 @@ def train(config: TrainingConfig) -> Path:
     sampler = BatchSampler(
         data.cache, data.short, seed=config.seed, memory_noise=config.memory_noise, shift=config.shift,
         memoryless=config.memoryless, is_merging=config.merging, layouts=config.memory_layouts,
+        is_linear=isinstance(start.codec, PatchCodec),
     )  # fmt: skip
     weights = channel_weights(start.codec).to(workers.device)
 
