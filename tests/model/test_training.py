@@ -126,6 +126,34 @@ def test_training_starts_from_a_base(tmp_path: Path) -> None:
     assert set(apart.state_dict()) == set(before), "isolated memory leaves the base's compressors behind"
 
 
+def test_memory_and_target_are_edited_by_the_same_part(cache: list[Segments]) -> None:
+    linear = BatchSampler(cache, cache, seed=3, memory_noise=0.0, shift=4.0, memoryless=0.25, is_linear=True)
+    truths = {
+        segments.source[row].float().sum().item(): segments.edited[row].float()
+        for segments in cache
+        for row in range(len(segments))
+    }
+    parts = []
+    for step in range(30):
+        batch = linear.batch(step, batch_size=2, num_frames=9)
+        if batch.memory_sigma is not None:
+            continue
+        for sample, source in enumerate(batch.source):
+            memories = [item.latents[sample].chunk(2) for item in batch.memory if bool(item.latents[:, 48:].any())]
+            found = []
+            for edited, seen in [(batch.x_0[sample], source), *memories]:
+                change = truths[seen.sum().item()] - seen
+                if not bool(change.any()):
+                    continue
+                found.append(float(((edited - seen) * change).sum() / change.square().sum()))
+                torch.testing.assert_close(edited, seen + found[-1] * change, atol=1e-4, rtol=1e-4)
+            assert max(found, default=1) - min(found, default=1) < 1e-3
+            parts += found[:1]
+            assert batch.memory or found[:1] in ([], [pytest.approx(1)])
+    assert 0.3 <= min(parts) < 0.6
+    assert 0.2 < sum(part != pytest.approx(1, abs=1e-3) for part in parts) / len(parts) < 0.6
+
+
 def test_a_base_is_carried_over_to_a_fitted_codec(tmp_path: Path) -> None:
     config = replace(micro(tmp_path / "base", tmp_path / "cache"), steps=2, stages=((2, 1, 4),))
     base = train(config)
