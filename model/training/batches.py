@@ -57,14 +57,15 @@ OWN_SIGMAS = (0.1, 0.5)
 edit leaves open is still told, but with the faults of the network's own edits, which is what it will remember. At more noise its
 memories misread the instruction, and it would learn to correct what it should keep."""
 
-CONTRADICTION_PROBABILITY = 0.3
+CONTRADICTION_PROBABILITY = 0.15
 """In this share of the samples whose memory shows the edit the instruction is another video's: what was done before decides, even
 where it was a misreading."""
 
-STRENGTH_PROBABILITY = 0.5
-STRENGTHS = (0.3, 1.15)
-"""In this share of the samples whose memory shows the edit, memory and target are edited by such a part of the change. A network's first
-edit is paler than any truth; one that has seen only truths makes every next one fuller, and drifts. Of linear latents only."""
+MIXING_PROBABILITY = 0.5
+STRENGTHS, MOST_MIXED = (0.3, 1.15), 0.5
+"""In this share of the samples whose memory shows the edit, memory and target are changed by such a part of the edit, its colours mixed
+by up to so much: a network's own edits are paler and muddier than any truth, and one that has seen only truths makes every
+next one fuller and purer, and drifts. Of the linear codec only, whose latents of a part of a change are that part."""
 
 MIN_VISIBLE = 0.004
 """A segment shows the edit if it changes at least this share of its pixels."""
@@ -151,7 +152,7 @@ class BatchSampler:
         memory_noise: strongest noise put on memory latents, so that the drift of generated memories is no surprise.
         shift: sigmas are uniform, then shifted towards noise by this (`flow.shift_sigma`).
         is_merging: half of the batches with memory have some of its frames merged.
-        is_linear: whether a part of a change of latents is that part of the change of colours.
+        colour_maps: of the codec, where it is linear (`PatchCodec.colour_maps`).
         layouts: which memories under which kernels: mostly as edits have them, or as the paper draws them.
     """
 
@@ -165,12 +166,12 @@ class BatchSampler:
         shift: float,
         memoryless: float,
         is_merging: bool = False,
-        is_linear: bool = False,
+        colour_maps: tuple[Tensor, Tensor] | None = None,
         layouts: MemoryLayouts = "edits",
     ) -> None:
         self.pools = {True: _Pool(cache), False: _Pool(short)}
         self.seed, self.is_merging, self.memoryless, self.layouts = seed, is_merging, memoryless, layouts
-        self.memory_noise, self.shift, self.is_linear = memory_noise, shift, is_linear
+        self.memory_noise, self.shift, self.colour_maps = memory_noise, shift, colour_maps
 
     def batch(self, step: int, *, batch_size: int, num_frames: int) -> Batch:
         """Batch `step`, from every segment a run of `num_frames` latent frames (fewer than all early in training)."""
@@ -208,17 +209,21 @@ class BatchSampler:
             )
 
         told = [any(bool(visible[row].any()) for row in memories) for _, memories in drawn]
-        strength = torch.ones(len(drawn), 1, 1, 1, 1)
-        if self.is_linear and any(told):
-            strength = draw_strength(told, generator)
+        mixing = draw_mixing(told, generator) if self.colour_maps is not None and any(told) else None
+
+        def mixed(source: Tensor, edited: Tensor, starts: Tensor) -> Tensor:
+            if mixing is None or self.colour_maps is None:
+                return edited
+            return source + mix(edited - source, mixing, self.colour_maps, starts)
+
         source, x_0, mask, starts = cut([target for target, _ in drawn])
-        x_0 = torch.lerp(source, x_0, strength)
+        x_0 = mixed(source, x_0, starts)
         memory, begins = [], [starts]
         is_sourceless = bool(layout) and float(torch.rand((), generator=generator)) < SOURCELESS_PROBABILITY
         for place, (role, kernel) in enumerate(layout):
             clean_source, edited, _, starts = cut([memories[place] for _, memories in drawn])
             begins.append(starts)
-            edited = torch.lerp(clean_source, edited, strength)
+            edited = mixed(clean_source, edited, starts)
             # Only the edited half is ever generated; the source half is always exact.
             level = self.memory_noise * torch.rand(len(edited), 1, 1, 1, 1, generator=generator)
             edited = edited + level * torch.randn(edited.shape, generator=generator)
@@ -270,12 +275,27 @@ class BatchSampler:
         return tuple((role, KERNELS[kernel]) for role, kernel in zip(roles, kernels, strict=True))
 
 
-def draw_strength(may: Sequence[bool], generator: torch.Generator) -> Float[Tensor, "b 1 1 1 1"]:
-    """By how much every sample is edited: wholly, or where it may by some part."""
-    low, high = STRENGTHS
-    drawn = low + (high - low) * torch.rand(len(may), generator=generator)
-    is_part = torch.tensor(may) & (torch.rand(len(may), generator=generator) < STRENGTH_PROBABILITY)
-    return torch.where(is_part, drawn, 1.0).view(-1, 1, 1, 1, 1)
+def draw_mixing(may: Sequence[bool], generator: torch.Generator) -> Float[Tensor, "b 3 3"]:
+    """What becomes of every sample's change of colours: nothing else, or where it may a part of it, mixed with its own channels swapped."""
+    (low, high), count = STRENGTHS, len(may)
+    strength, share = torch.rand(2, count, 1, 1, generator=generator)
+    swapped = torch.stack([torch.eye(3)[torch.randperm(3, generator=generator)] for _ in range(count)])
+    mixing = (low + (high - low) * strength) * torch.lerp(torch.eye(3), swapped, MOST_MIXED * share)
+    is_mixed = torch.tensor(may) & (torch.rand(count, generator=generator) < MIXING_PROBABILITY)
+    return torch.where(is_mixed[:, None, None], mixing, torch.eye(3))
+
+
+def mix(
+    change: Float[Tensor, "b c t h w"],
+    mixing: Float[Tensor, "b 3 3"],
+    colour_maps: tuple[Float[Tensor, "9 c c1"], Float[Tensor, "9 c c1"]],
+    begins: Bool[Tensor, "b"],
+) -> Float[Tensor, "b c t h w"]:
+    """A change of latents with its colours mixed: every new colour is such a sum of the old ones."""
+    first, group = (torch.einsum("bk,kcd->bcd", mixing.flatten(1), maps[..., :-1]) for maps in colour_maps)
+    start = torch.where(begins[:, None, None], first, group)
+    parts = (start, change[:, :, :1]), (group, change[:, :, 1:])
+    return torch.cat([torch.einsum("bcd,bdthw->bcthw", maps, part) for maps, part in parts], dim=2)
 
 
 def contradict(instructions: Sequence[str], may: Sequence[bool], generator: torch.Generator) -> list[str]:

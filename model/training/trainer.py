@@ -61,7 +61,7 @@ def train(config: TrainingConfig) -> Path:
     sampler = BatchSampler(
         data.cache, data.short, seed=config.seed, memory_noise=config.memory_noise, shift=config.shift,
         memoryless=config.memoryless, is_merging=config.merging, layouts=config.memory_layouts,
-        is_linear=isinstance(start.codec, PatchCodec),
+        colour_maps=start.codec.colour_maps() if isinstance(start.codec, PatchCodec) else None,
     )  # fmt: skip
     weights = channel_weights(start.codec).to(workers.device)
 
