@@ -30,6 +30,7 @@ from pipeline.evaluation.suite import (
     Truth,
     find_world,
     visits,
+    world_of,
 )
 
 FIRST_SEED = 3_000_000
@@ -54,16 +55,16 @@ class Benchmark:
     size: tuple[int, int] = (64, 64)
 
 
-def draw_truths(count: int, size: tuple[int, int]) -> list[Truth]:
-    """Of recolouring videos of 14 segments as in the suite "long-edit", but of the train split."""
-    truths: list[Truth] = []
+def draw_videos(count: int, size: tuple[int, int]) -> list[tuple[str, Truth]]:
+    """Instruction and truth of recolouring videos of 14 segments as in the suite "long-edit", but of the train split."""
+    found: list[tuple[str, Truth]] = []
     video = SuiteVideo(
         id="", world_seed=FIRST_SEED - 1, task="recolour", num_segments=SHORT_SEGMENTS, size=size, instruction="", path="", split="train"
     )  # fmt: skip
-    while len(truths) < count:
+    while len(found) < count:
         video, truth = find_world(replace(video, world_seed=video.world_seed + 1))
-        truths.append(truth)
-    return truths
+        found.append((world_of(video).instruction, truth))
+    return found
 
 
 def floor(truths: Sequence[Truth], codec: PatchCodec | None) -> tuple[float, float]:
@@ -85,7 +86,7 @@ def floor(truths: Sequence[Truth], codec: PatchCodec | None) -> tuple[float, flo
 
 def main() -> None:
     options = tyro.cli(Benchmark, description=__doc__)
-    truths = draw_truths(options.videos, options.size)
+    truths = [truth for _, truth in draw_videos(options.videos, options.size)]
     fitting = fitting_videos(options.num_codec_worlds, seed=0, size=options.size)
     codecs: dict[str, PatchCodec | None] = {"the truth, not coded": None}
     codecs |= {f"of `{name}`": load_codec(resolve_preset(name).components["codec"]) for name in options.presets}
