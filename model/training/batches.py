@@ -57,7 +57,7 @@ OWN_SIGMAS = (0.1, 0.5)
 edit leaves open is still told, but with the faults of the network's own edits, which is what it will remember. At more noise its
 memories misread the instruction, and it would learn to correct what it should keep."""
 
-CONTRADICTION_PROBABILITY = 0.15
+CONTRADICTION_PROBABILITY = 0.3
 """In this share of the samples whose memory shows the edit the instruction is another video's: what was done before decides, even
 where it was a misreading."""
 

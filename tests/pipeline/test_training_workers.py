@@ -23,7 +23,9 @@ def test_two_workers_lose_what_one_process_does(tmp_path: Path) -> None:
     folder = train_with_workers(replace(config, output=tmp_path / "two"), num_workers=2, address="local")
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert one.keys() == two.keys()
-    assert all(abs(one[step] - two[step]) < 1e-4 for step in one)
+    # Sums in another order, which Muon rounds to bfloat16; the first step has no update before it.
+    assert abs(one[1] - two[1]) < 1e-5
+    assert all(abs(one[step] - two[step]) < 1e-3 * max(1, one[step]) for step in one)
     assert max(one.values()) - min(one.values()) > 0.1, "something was learned"
     assert load_editor(folder).geometry.segment_frames == 17
     with pytest.raises(ValueError, match="num_shards is 3; needs a multiple of the 2 workers"):
