@@ -106,27 +106,25 @@ class MemoryTransformerBlock(WanTransformerBlock):
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n h e"], Float[Tensor, "b n h e"]]:
         """The block for a memory by itself, without text; also its keys (not rotated) and values."""
         shift_msa, scale_msa, gate_msa, c_shift_msa, c_scale_msa, c_gate_msa = self.modulation(temb)
+        lengths = [hidden_states.shape[1]]
 
-        normed = modulate(self.norm1(hidden_states.float()), shift_msa, scale_msa).type_as(hidden_states)
+        normed = modulate(self.norm1(hidden_states.float()), shift_msa, scale_msa, lengths).type_as(hidden_states)
         query, key, value = project(self.attn1, normed)
         processor = cast(MemoryAttnProcessor, self.attn1.processor)
         attended = processor.attend(self.attn1, rotate(query, rotary_emb), rotate(key, rotary_emb), value)
         hidden_states = (hidden_states.float() + attended * gate_msa).type_as(hidden_states)
 
-        normed = modulate(self.norm3(hidden_states.float()), c_shift_msa, c_scale_msa).type_as(hidden_states)
+        normed = modulate(self.norm3(hidden_states.float()), c_shift_msa, c_scale_msa, lengths).type_as(hidden_states)
         return (hidden_states.float() + self.ffn(normed).float() * c_gate_msa).type_as(hidden_states), key, value
 
 
 def modulate(
-    x: Float[Tensor, "b n d"],
-    shift: Float[Tensor, "b parts d"],
-    scale: Float[Tensor, "b parts d"],
-    lengths: Sequence[int] = (1,),
+    x: Float[Tensor, "b n d"], shift: Float[Tensor, "b parts d"], scale: Float[Tensor, "b parts d"], lengths: list[int]
 ) -> Float[Tensor, "b n d"]:
-    """`x * (1 + scale) + shift`, each part with its own vectors; one part unless told."""
+    """`x * (1 + scale) + shift`, each part with its own vectors."""
     if len(lengths) == 1:
         return x * (1 + scale) + shift
-    parts = x.split(list(lengths), dim=1)
+    parts = x.split(lengths, dim=1)
     return torch.cat([p * (1 + scale[:, i, None]) + shift[:, i, None] for i, p in enumerate(parts)], dim=1)
 
 

@@ -107,14 +107,8 @@ def draw_suite(
     asked = []
     for number in range(videos):
         task = tasks[(number + number // len(tasks)) % len(tasks)]
-        name = "-".join(
-            [
-                *([] if split == "heldout" else [split]),
-                f"s{seed}-v{number:03d}",
-                *([] if tuple(tasks) == TASKS else [task]),
-                f"{size[0]}x{size[1]}",
-            ]
-        )
+        others = ("" if split == "heldout" else split, "" if tuple(tasks) == TASKS else task)
+        name = "-".join(filter(None, (others[0], f"s{seed}-v{number:03d}", others[1], f"{size[0]}x{size[1]}")))
         video = SuiteVideo(
             id=name,
             world_seed=SEEDS_PER_VIDEO * (1000 * (seed + 1) + number),

@@ -126,7 +126,7 @@ def test_training_starts_from_a_base(tmp_path: Path) -> None:
     assert set(apart.state_dict()) == set(before), "isolated memory leaves the base's compressors behind"
 
 
-def test_memory_and_target_are_mixed_alike(sampler: BatchSampler, cache: list[Segments]) -> None:
+def test_memory_and_target_are_mixed_alike(cache: list[Segments]) -> None:
     """What was decoded of a mixed change is the change with its colours mixed; memories of a sample as its target."""
     codec = fit_codec(world_videos(2, seed=500, size=(16, 16)))
     maps = codec.colour_maps()
