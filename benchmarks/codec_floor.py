@@ -8,7 +8,7 @@ of the object's colour from the first segment that shows it. Codecs of presets, 
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,24 +16,14 @@ import tyro
 from einops import rearrange
 
 from benchmarks.provenance import write_report
+from benchmarks.recolouring import described, draw_videos
 from model.codec import PatchCodec
 from model.presets import resolve_preset
 from model.training.codec_fit import fit_codec, fitting_videos
 from model.training.segments import pixels
 from model.training.worlds import edited_attribute
 from model.weights import load_codec
-from pipeline.evaluation.suite import (
-    MIN_VISIBLE_SHARE,
-    SEGMENT_FRAMES,
-    SHORT_SEGMENTS,
-    SuiteVideo,
-    Truth,
-    find_world,
-    visits,
-    world_of,
-)
-
-FIRST_SEED = 3_000_000
+from pipeline.evaluation.suite import MIN_VISIBLE_SHARE, SEGMENT_FRAMES, Truth, visits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +43,6 @@ class Benchmark:
     videos: int = 12
     num_codec_worlds: int = 80
     size: tuple[int, int] = (64, 64)
-
-
-def draw_videos(count: int, size: tuple[int, int]) -> list[tuple[str, Truth]]:
-    """Instruction and truth of recolouring videos of 14 segments as in the suite "long-edit", but of the train split."""
-    found: list[tuple[str, Truth]] = []
-    video = SuiteVideo(
-        id="", world_seed=FIRST_SEED - 1, task="recolour", num_segments=SHORT_SEGMENTS, size=size, instruction="", path="", split="train"
-    )  # fmt: skip
-    while len(found) < count:
-        video, truth = find_world(replace(video, world_seed=video.world_seed + 1))
-        found.append((world_of(video).instruction, truth))
-    return found
 
 
 def floor(truths: Sequence[Truth], codec: PatchCodec | None) -> tuple[float, float]:
@@ -102,9 +80,8 @@ def main() -> None:
         packages=("torch",),
         out=options.out,
         lines=[
-            f"{options.videos} recolouring videos of {SHORT_SEGMENTS} segments at {options.size[0]}x{options.size[1]} px, train split, from seed "
-            f"{FIRST_SEED}; fitted on {options.num_codec_worlds} worlds and noise, as `train` does. Distance: RGB, "
-            "of the object's mean colour from that in the first segment that shows it. Error: mean absolute difference in the edited region.",
+            f"{described(options.videos, options.size)} Codecs fitted on {options.num_codec_worlds} worlds and noise, as `train` does. "
+            "Distance: RGB, of the object's mean colour from that in the first segment that shows it. Error: mean absolute difference in the edited region.",
             "",
             "| codec | distance | error |",
             "|---|---|---|",

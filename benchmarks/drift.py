@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 import tyro
 
-from benchmarks.codec_floor import FIRST_SEED, draw_videos
 from benchmarks.provenance import write_report
+from benchmarks.recolouring import described, draw_videos
 from model.presets import load_editor
 from model.training.worlds import edited_attribute
 from model.types import Editor, EditRequest, MemoryVideo
-from pipeline.evaluation.suite import SEGMENT_FRAMES, SHORT_SEGMENTS, Truth, visits
+from pipeline.evaluation.suite import SEGMENT_FRAMES, Truth, visits
 
 STRENGTHS = (0.5, 1.0)
 
@@ -89,8 +89,7 @@ def main() -> None:
         packages=("torch",),
         out=options.out,
         lines=[
-            f"{options.videos} recolouring videos of {SHORT_SEGMENTS} segments at {options.size[0]}x{options.size[1]} px, train split, from seed "
-            f"{FIRST_SEED}. Memory: the first segment that shows the object, edited by such a part of the truth's change. Gain: the part of it that the "
+            f"{described(options.videos, options.size)} Memory: the first segment that shows the object, edited by such a part of the truth's change. Gain: the part of it that the "
             "next one makes. Distance: RGB, of the object's mean colour from what memory said.",
             "",
             "| weights | part | gain | distance |",

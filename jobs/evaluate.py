@@ -9,6 +9,7 @@ import tyro
 
 from jobs.console import command_error, print_json, result_stream
 from jobs.edit import default_address
+from model.training.scene import Split
 from pipeline.progress import Progress
 from pipeline.run_record import RunError
 from pipeline.versions import describe_machine
@@ -47,7 +48,7 @@ class EvaluateCommand:
     person_hat, jacket, macaw, clear_glasses, sunglasses, other_hat). The bundled weights have learned recolour, hat and restyle."""
     seed: int = 0
     """Draws the videos and the edits; any seed gives fresh, held-out worlds."""
-    split: Literal["heldout", "train"] = "heldout"
+    split: Split = "heldout"
     """Whose kinds of things the worlds have. Choose settings and weights on "train" (fresh worlds, but of the kinds that the weights
     were trained on), so that the held-out figures stay unseen."""
     top_k: int = 3

@@ -17,6 +17,7 @@ from typing import Literal
 import pyarrow as pa
 
 from model.presets import resolve_preset
+from model.training.scene import Split
 from pipeline.evaluation.learned import LearnedMeasures
 from pipeline.evaluation.suite import ALLOWED_TASKS, TASKS, SuiteVideo, draw_suite
 from pipeline.evaluation.variants import Variant, read_variants
@@ -53,7 +54,7 @@ class Evaluation:
     tasks: tuple[str, ...] = TASKS
     seed: int = 0
     suite: Literal["long-edit"] = "long-edit"
-    split: Literal["heldout", "train"] = "heldout"
+    split: Split = "heldout"
     top_k: int = 3
     learned: LearnedMeasures = field(default_factory=LearnedMeasures)
     workers: int | None = None
