@@ -28,12 +28,12 @@ COARSE: tuple[MemoryRole, Kernel] = ("retrieved", COARSE_KERNEL)
 
 LAYOUTS: tuple[tuple[float, Layout], ...] = (
     (0.07, (PREVIOUS,)),
-    (0.16, (RELEVANT,)),
-    (0.21, (PREVIOUS, RELEVANT)),
-    (0.10, (RELEVANT, RELEVANT)),
-    (0.12, (RELEVANT, RELEVANT, RELEVANT)),
-    (0.10, (PREVIOUS, RELEVANT, RELEVANT)),
-    (0.12, (PREVIOUS, RELEVANT, RELEVANT, RELEVANT)),
+    (0.13, (RELEVANT,)),
+    (0.16, (PREVIOUS, RELEVANT)),
+    (0.08, (RELEVANT, RELEVANT)),
+    (0.10, (RELEVANT, RELEVANT, RELEVANT)),
+    (0.09, (PREVIOUS, RELEVANT, RELEVANT)),
+    (0.25, (PREVIOUS, RELEVANT, RELEVANT, RELEVANT)),
     (0.04, (RELEVANT, RELEVANT, COARSE)),
     (0.04, (COARSE, COARSE)),
     (0.04, (FINE,)),
@@ -61,12 +61,14 @@ CONTRADICTION_PROBABILITY = 0.3
 """In this share of the samples whose memory shows the edit the instruction is another video's: what was done before decides, even
 where it was a misreading."""
 
-MIXING_PROBABILITY = 0.5
+MIXING_PROBABILITY = 0.75
 STRENGTHS, MOST_MIXED = (0.3, 1.15), 0.5
 """In this share of the samples whose memory shows the edit, memory and target are changed by such a part of the edit, its colours mixed
 by up to so much: a network's own edits are paler and muddier than any truth, and one that has seen only truths makes every
 next one fuller and purer, and drifts. Of the linear codec only, whose latents of a part of a change are that part."""
 
+VISIBLE_PROBABILITY = 0.4
+"""In this share of the draws a segment is one that shows the edit; otherwise any."""
 MIN_VISIBLE = 0.004
 """A segment shows the edit if it changes at least this share of its pixels."""
 
@@ -340,11 +342,12 @@ def _draw_segments(
 ) -> tuple[int, list[int]] | None:
     """A target and one memory per place of the layout, all of one world; None where the world cannot fill the layout.
 
-    Nine targets in ten show the edit, and three memories in four, where there are any: that is what memory is for.
+    Two in five of them are chosen among those that show the edit, the others among all: a film is edited where nothing is to be
+    done, too, by segments that remember where something was.
     """
 
-    def pick(candidates: list[int], share_visible: float) -> int:
-        wants_visible = float(torch.rand((), generator=generator)) < share_visible
+    def pick(candidates: list[int]) -> int:
+        wants_visible = float(torch.rand((), generator=generator)) < VISIBLE_PROBABILITY
         preferred = [row for row in candidates if bool(visible[row])] if wants_visible else []
         pool = preferred or candidates
         return pool[int(torch.randint(len(pool), (), generator=generator))]
@@ -352,11 +355,11 @@ def _draw_segments(
     candidates = _targets(rows, segments, needs_previous=_needs_previous(layout))
     if not candidates or len(rows) <= len(layout):
         return None
-    target = pick(candidates, 0.9)
+    target = pick(candidates)
     left = [row for row in rows if row != target]
     chosen = []
     for role, _ in layout:
-        row = target - 1 if role == "previous" else pick(left, 0.75)
+        row = target - 1 if role == "previous" else pick(left)
         left = [other for other in left if other != row]
         if not left:
             left = [other for other in rows if other != target]

@@ -73,6 +73,7 @@ class TrainingConfig:
             memory mean at a tenth of the cost. The last stage lasts to the end.
         memory_noise: strongest noise on memory latents (the paper adds noise too, level not given).
         edit_weight: weight of the error inside the edited region beside the error everywhere.
+        look_weight: weight of the error of the edited region's mean, frame by frame.
         shift: training sigmas are uniform, shifted towards noise by this.
         memory_attention: "joint" as in the paper, or "isolated": memories attend only to themselves, are computed once per
             segment instead of at every step, and read no text. None: as the base has it, joint without one.
@@ -114,6 +115,7 @@ class TrainingConfig:
     max_gradient_norm: float = 1.0
     memory_noise: float = 0.2
     edit_weight: float = 1.0
+    look_weight: float = 8.0
     shift: float = 4.0
     memory_attention: MemoryAttention | None = None
     memory_positions: MemoryPositions | None = None

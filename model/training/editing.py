@@ -136,17 +136,25 @@ def editing_loss(
     *,
     channel_weight: Float[Tensor, "c 2"],
     edit_weight: float,
+    look_weight: float,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "b"]]:
-    """Squared error over everything plus that over the edited region; also the latter per sample (0 where none).
+    """Squared error over everything, plus that over the edited region, plus that of the region's mean; also the second per sample (0
+    where none).
 
-    The edited region counts by itself, whatever its size: a small object would otherwise hardly be seen. `channel_weight`
-    holds a column for the first latent frame and one for the others.
+    The edited region counts by itself, whatever its size: a small object would otherwise hardly be seen. So does its look, what all of
+    it has in common in a frame: memory is to keep it, and it is a tenth of the region's error. `channel_weight` holds a
+    column for the first latent frame and one for the others.
     """
     frames = truth.shape[2]
     weight = torch.cat([channel_weight[:, :1], channel_weight[:, 1:].expand(-1, frames - 1)], dim=1)
-    error = ((predicted - truth).square() * weight[None, :, :, None, None]).mean(1)
-    edited = (error * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp_min(8)
-    return error.mean() + edit_weight * edited.mean(), edited.detach()
+    difference = predicted - truth
+    error = (difference.square() * weight[None, :, :, None, None]).mean(1)
+    count = mask.sum((1, 2, 3)).clamp_min(8)
+    edited = (error * mask).sum((1, 2, 3)) / count
+    area = mask.sum((2, 3))
+    mean = (difference * mask[:, None]).sum((3, 4)) / area[:, None].clamp_min(1)
+    look = ((mean.square() * weight).mean(1) * area).sum(1) / count
+    return error.mean() + edit_weight * edited.mean() + look_weight * look.mean(), edited.detach()
 
 
 def channel_weights(codec: VideoCodec) -> Float[Tensor, "c 2"]:

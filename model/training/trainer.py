@@ -81,7 +81,10 @@ def train(config: TrainingConfig) -> Path:
     def loss_of(shard: Batch) -> tuple[Tensor, Tensor]:
         with arithmetic(config.precision, workers.device.type):
             predicted, truth = editing(shard, num_range_frames=start.latent_frames)
-        return editing_loss(predicted, truth, shard.mask, channel_weight=weights, edit_weight=config.edit_weight)
+        return editing_loss(
+            predicted, truth, shard.mask,
+            channel_weight=weights, edit_weight=config.edit_weight, look_weight=config.look_weight,
+        )  # fmt: skip
 
     began = time.monotonic()
     with ExitStack() as stack:

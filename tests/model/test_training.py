@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from model.presets import folder_revision, load_editor, resolve_preset
 from model.training.batches import MIN_VISIBLE, BatchSampler
@@ -297,11 +298,36 @@ def test_the_edited_region_counts_whatever_its_size() -> None:
     mask[0, :, :4, :4] = True
     mask[1] = True
     weight = torch.ones(3, 2)
-    _, edited = editing_loss(x_0 + 2.0, x_0, mask, channel_weight=weight, edit_weight=1.0)
+    _, edited = editing_loss(x_0 + 2.0, x_0, mask, channel_weight=weight, edit_weight=1.0, look_weight=1.0)
     torch.testing.assert_close(edited, torch.tensor([4.0, 4.0]))
-    loss, edited = editing_loss(x_0, x_0, mask, channel_weight=weight, edit_weight=1.0)
+    loss, edited = editing_loss(x_0, x_0, mask, channel_weight=weight, edit_weight=1.0, look_weight=1.0)
     assert float(loss) == 0
     assert not bool(edited.any())
+
+
+def test_the_look_is_what_an_edited_region_has_in_common_in_a_frame() -> None:
+    x_0 = torch.zeros(1, 3, 2, 8, 8)
+    mask = torch.zeros(1, 2, 8, 8, dtype=torch.bool)
+    mask[0, 0, :4] = True
+    mask[0, 1, :4, :4] = True  # half as large in the second frame, so it counts half as much
+    weight = torch.ones(3, 2)
+
+    def look_loss(predicted: Tensor) -> float:
+        with_look, without = (
+            editing_loss(predicted, x_0, mask, channel_weight=weight, edit_weight=1.0, look_weight=look)[0]
+            for look in (1.0, 0.0)
+        )
+        return float(with_look - without)
+
+    outside = torch.where(mask[:, None], 0.0, 5.0).expand_as(x_0)
+    assert look_loss(outside) == 0
+    evenly = torch.where(mask[:, None], 3.0, 0.0).expand_as(x_0)
+    assert look_loss(evenly) == pytest.approx(9.0)
+    signs = torch.tensor([1.0, -1.0]).repeat(4)
+    assert look_loss(evenly * signs) == pytest.approx(0.0, abs=1e-6), "what cancels out is no look"
+    second = evenly.clone()
+    second[:, :, 0] = 0
+    assert look_loss(second) == pytest.approx(3.0)
 
 
 def test_schedules(tmp_path: Path) -> None:
