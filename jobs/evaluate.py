@@ -25,7 +25,7 @@ class EvaluateCommand:
     method, took 11 minutes on two shared cores, measuring included (2026-11-25): the first two rows of table-a for 32 videos
     are 10 minutes.
 
-    A method is written METHOD[@PRESET][:kernels=dynamic|fine|coarse][:merging=off|merge-low|merge-high|discard-low|discard-high]
+    A method is written METHOD[@PRESET][:kernels=anchored|dynamic|fine|coarse][:merging=off|merge-low|merge-high|discard-low|discard-high]
     [:share=0.5][:source=on|off]. METHOD is what a segment remembers: nothing (independent), the previous segment alone
     (previous), it and the --top-k most alike (memory), the latest (recent) or any (random) of the others. share is the share
     of memory frames that merging takes; source=off hides the source latents of memories from the network, also written

@@ -1,8 +1,9 @@
-"""How an edit's memories stand in the sequence: relevance decides a memory's patch kernel, its role its temporal positions.
+"""How an edit's memories stand in the sequence: relevance and drift decide a memory's patch kernel, its role its temporal positions.
 
 Torch-free arithmetic, because the driver freezes kernels in the plan. Source: Memory-V2V (arXiv 2601.16296) section 3.2
-(kernels) and appendix E (positions). The paper leaves open which kernel the previous segment of a long video gets; it is the
-continuation the target must join, so it gets the finest. `MemorySettings` is what an edit may choose; its defaults are the paper's.
+(kernels) and appendix E (positions). The paper leaves open which kernel the previous segment of a long video gets: under "dynamic" kernels
+the finest, as it is the continuation the target must join. Ours, "anchored", gives the finest to the memory that has drifted least
+(docs/decisions.md, 2026-11-26). `MemorySettings` is what an edit may choose; its other defaults are the paper's.
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ NUM_RELEVANT = 3
 """How many of the retrieved get `RELEVANT_KERNEL` (paper section 4.1)."""
 
 MemoryPositions = Literal["ranges", "reversed", "shared"]
-KernelChoice = Literal["dynamic", "fine", "coarse"]
+KernelChoice = Literal["anchored", "dynamic", "fine", "coarse"]
 MergingMode = Literal["merge-low", "merge-high", "discard-low", "discard-high"]
 MergingChoice = Literal["off", "merge-low", "merge-high", "discard-low", "discard-high"]
 DEFAULT_MERGING_SHARE = 0.5
@@ -34,14 +35,15 @@ class MemorySettings:
     """What an edit does with its memories, whichever they are; part of its identity.
 
     Attributes:
-        kernels: "dynamic" (finer the more relevant), or the finest or the coarsest for all.
+        kernels: "anchored" (the finest for the memory that is the fewest generations from a segment without any, the others finer the more
+            relevant), "dynamic" (the finest for the previous segment), or the finest or the coarsest for all.
         merging: which frames are merged or discarded inside the network, by the target's responsiveness to them; None is
             what the preset says.
         merging_share: of the memory frames, at every merging block; half where merging is given without it.
         has_source: whether the network sees the source latents of a memory beside the edited ones.
     """
 
-    kernels: KernelChoice = "dynamic"
+    kernels: KernelChoice = "anchored"
     merging: MergingChoice | None = None
     merging_share: float | None = None
     has_source: bool = True
@@ -71,19 +73,20 @@ class MemorySettings:
         return MemorySettings(kernels=self.kernels, merging=merging, merging_share=share, has_source=self.has_source)
 
 
-def memory_kernel(role: MemoryRole, rank: int = 0, *, kernels: KernelChoice = "dynamic") -> Kernel:
-    """Kernel of a memory: `rank` counts the RETRIEVED memories from 0, most relevant first.
+def memory_kernel(role: MemoryRole, rank: int = 0, *, kernels: KernelChoice, is_anchor: bool = False) -> Kernel:
+    """Kernel of a memory: `rank` counts the RETRIEVED memories from 0, most relevant first; the anchor is the one memory that is the
+    fewest generations from a segment without any.
 
     Raises:
         ValueError: for a role that is neither "previous" nor "retrieved".
     """
-    if role in ("previous", "retrieved") and kernels != "dynamic":
-        return BASE_KERNEL if kernels == "fine" else COARSE_KERNEL
-    if role == "previous":
+    if role not in get_args(MemoryRole):
+        raise ValueError(f'memory role is {role!r}; needs "previous" or "retrieved"')
+    if kernels == "fine" or (kernels == "anchored" and is_anchor) or (kernels == "dynamic" and role == "previous"):
         return BASE_KERNEL
-    if role == "retrieved":
-        return RELEVANT_KERNEL if rank < NUM_RELEVANT else COARSE_KERNEL
-    raise ValueError(f'memory role is {role!r}; needs "previous" or "retrieved"')
+    if kernels == "coarse" or (role == "retrieved" and rank >= NUM_RELEVANT):
+        return COARSE_KERNEL
+    return RELEVANT_KERNEL
 
 
 def temporal_start(role: MemoryRole, num_frames: int, *, positions: MemoryPositions = "ranges") -> int:

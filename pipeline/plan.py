@@ -19,7 +19,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from model.memory import KernelChoice, memory_kernel
+from model.memory import KernelChoice, MemoryRole, memory_kernel
 from retrieval.index import SourceIndex
 from retrieval.schema import (
     PlannedMemory,
@@ -46,7 +46,7 @@ def plan_segments(
     method: str = "memory",
     top_k: int = 3,
     seed: int = 0,
-    kernels: KernelChoice = "dynamic",
+    kernels: KernelChoice = "anchored",
 ) -> list[PlannedSegment]:
     """Decide memories, scores, kernels and seeds of every segment of one video.
 
@@ -55,7 +55,7 @@ def plan_segments(
         method: one of `Method`; the previous segment is one of the same shot.
         top_k: how many are remembered beside the previous one.
         seed: of the edit; each segment's own is derived from it and from the segment's index.
-        kernels: by relevance ("dynamic"), or the finest or coarsest for every memory.
+        kernels: `model.memory.MemorySettings.kernels`.
 
     Raises:
         ValueError: unknown method, negative `top_k`, segments out of order, embeddings missing or not of unit norm.
@@ -103,27 +103,28 @@ def memories(
 ) -> tuple[PlannedMemory, ...]:
     """What the next segment remembers, given the depths of all before it."""
     i = len(depths)
-    chosen = []
     has_previous = i > 0 and segments[i - 1].shot == segments[i].shot
-    if has_previous:
-        score = index.score(i, i - 1)
-        kernel = memory_kernel("previous", kernels=kernels)
-        chosen.append(PlannedMemory(segment=i - 1, role="previous", score=score, kernel=kernel))
-    if method == "previous" or not top_k:
-        return tuple(chosen)
     others = range(i - 1 if has_previous else i)
+    retrieved: list[int] = []
     if method == "memory":
         found = index.search_earlier(i, top_k + has_previous, slack=SLACK)
         retrieved = [segment for segment, _ in shallow([item for item in found if item[0] in others], depths, top_k)]
     elif method == "recent":
         retrieved = list(reversed(others))[:top_k]
-    else:
+    elif method == "random":
         retrieved = random.Random(segment_seed(seed, i)).sample(others, k=min(top_k, len(others)))
-    for rank, segment in enumerate(retrieved):
-        kernel = memory_kernel("retrieved", rank, kernels=kernels)
-        score = index.score(i, segment)
-        chosen.append(PlannedMemory(segment=segment, role="retrieved", score=score, kernel=kernel))
-    return tuple(chosen)
+    chosen: list[tuple[int, MemoryRole, int]] = [(i - 1, "previous", 0)] if has_previous else []
+    chosen += [(segment, "retrieved", rank) for rank, segment in enumerate(retrieved)]
+    anchor = min((segment for segment, _, _ in chosen), key=lambda segment: depths[segment], default=None)
+    return tuple(
+        PlannedMemory(
+            segment=segment,
+            role=role,
+            score=index.score(i, segment),
+            kernel=memory_kernel(role, rank, kernels=kernels, is_anchor=segment == anchor),
+        )
+        for segment, role, rank in chosen
+    )
 
 
 def shallow(found: Sequence[tuple[int, float]], depths: Sequence[int], top_k: int) -> list[tuple[int, float]]:

@@ -22,24 +22,27 @@ from model.types import Kernel, MemoryBatch, MemoryRole
 Layout = tuple[tuple[MemoryRole, Kernel], ...]
 
 PREVIOUS: tuple[MemoryRole, Kernel] = ("previous", BASE_KERNEL)
+LATEST: tuple[MemoryRole, Kernel] = ("previous", RELEVANT_KERNEL)
 RELEVANT: tuple[MemoryRole, Kernel] = ("retrieved", RELEVANT_KERNEL)
-FINE: tuple[MemoryRole, Kernel] = ("retrieved", BASE_KERNEL)
+ANCHOR: tuple[MemoryRole, Kernel] = ("retrieved", BASE_KERNEL)
 COARSE: tuple[MemoryRole, Kernel] = ("retrieved", COARSE_KERNEL)
 
 LAYOUTS: tuple[tuple[float, Layout], ...] = (
-    (0.07, (PREVIOUS,)),
-    (0.13, (RELEVANT,)),
-    (0.16, (PREVIOUS, RELEVANT)),
-    (0.08, (RELEVANT, RELEVANT)),
-    (0.10, (RELEVANT, RELEVANT, RELEVANT)),
-    (0.09, (PREVIOUS, RELEVANT, RELEVANT)),
-    (0.25, (PREVIOUS, RELEVANT, RELEVANT, RELEVANT)),
+    (0.08, (PREVIOUS,)),
+    (0.08, (ANCHOR,)),
+    (0.05, (RELEVANT,)),
+    (0.08, (PREVIOUS, RELEVANT)),
+    (0.10, (LATEST, ANCHOR)),
+    (0.08, (ANCHOR, RELEVANT)),
+    (0.05, (RELEVANT, RELEVANT, RELEVANT)),
+    (0.12, (ANCHOR, RELEVANT, RELEVANT)),
+    (0.08, (PREVIOUS, RELEVANT, RELEVANT, RELEVANT)),
+    (0.20, (LATEST, ANCHOR, RELEVANT, RELEVANT)),
     (0.04, (RELEVANT, RELEVANT, COARSE)),
     (0.04, (COARSE, COARSE)),
-    (0.04, (FINE,)),
 )
-"""(probability, layout) of a batch with memory. Mostly what inference gives; the last three are the paper's random kernels
-(section 4.1)."""
+"""(probability, layout) of a batch with memory. Mostly what inference gives, under anchored kernels or the paper's; the last two have the
+paper's random ones (section 4.1)."""
 
 MAX_MEMORIES = 6
 """The paper's layouts have 1 to 6 memories, half of the time all under one random kernel, else each under its own."""

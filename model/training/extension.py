@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.editor import MemoryEditor
-from model.memory import memory_kernel
+from model.memory import BASE_KERNEL
 from model.training.config import TrainingConfig
 from model.training.segments import Segments, VideoCodec, encode, latent_mask
 from model.training.start import Start
@@ -61,7 +61,7 @@ class OwnExtender:
             pixels = pixels.flip(2)
             source = codec.encode(pixels)[0].cpu()
             memory = MemoryVideo(
-                role="previous", kernel=memory_kernel("previous"), edited=before.edited.float(), source=before.source.float()
+                role="previous", kernel=BASE_KERNEL, edited=before.edited.float(), source=before.source.float()
             )  # fmt: skip
             request = EditRequest(instruction=instruction, source=source, memory=(memory,), seed=seed + number)
             found.append(Clip(source=source, edited=self.editor.edit(request).latent))

@@ -88,7 +88,7 @@ def measure_video(
         rows += measure(video, method, seed, context.plan, known, edited)
         rows += measure_learned(video, method, seed, context.plan, known, edited, learned)
     for method, edit in contexts.items():
-        settings = replace(edit.spec.memory, kernels="dynamic", has_source=True)  # neither of them adds to the layout
+        settings = replace(edit.spec.memory, kernels="anchored", has_source=True)  # neither of them adds to the layout
         for segment in edit.plan:
             layout = tuple((memory.role, memory.kernel) for memory in segment.memory)
             figures = {"flops": float(edit_flops(edit.preset, settings, layout, edit.size))}

@@ -1,6 +1,6 @@
 """What an evaluation compares: how the rows of its tables are written, and what each of them edits by.
 
-    METHOD[@PRESET][:kernels=dynamic|fine|coarse][:merging=off|merge-low|…][:share=0.5][:source=on|off]
+    METHOD[@PRESET][:kernels=anchored|dynamic|fine|coarse][:merging=off|merge-low|…][:share=0.5][:source=on|off]
 
 `memory:merging=discard-low:share=0.3` is the method "memory" with the lower 30 % of its memory frames discarded;
 `memory@FOLDER` is edited by other weights than the rest. Knows nothing of how edits are made or measured.
@@ -23,6 +23,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "table-a": ("independent", "previous", "recent", "random", "memory", "memory-edited-only"),
     "table-b": (
         "memory",
+        "memory:kernels=dynamic",
         "memory:kernels=fine",
         "memory:kernels=coarse",
         "memory:merging=off",

@@ -4,10 +4,18 @@ from model.memory import MemorySettings, kernel_name, memory_kernel, temporal_st
 
 
 def test_relevance_decides_the_kernel() -> None:
-    assert memory_kernel("previous") == (1, 2, 2)
-    assert [memory_kernel("retrieved", rank) for rank in range(5)] == [(1, 4, 4)] * 3 + [(1, 8, 8)] * 2
+    relevant = [(1, 4, 4)] * 3 + [(1, 8, 8)] * 2
+    for is_anchor in (False, True):
+        assert memory_kernel("previous", kernels="dynamic", is_anchor=is_anchor) == (1, 2, 2)
+        assert [
+            memory_kernel("retrieved", rank, kernels="dynamic", is_anchor=is_anchor) for rank in range(5)
+        ] == relevant
+    assert memory_kernel("previous", kernels="anchored") == (1, 4, 4)
+    assert [memory_kernel("retrieved", rank, kernels="anchored") for rank in range(5)] == relevant
+    assert memory_kernel("previous", kernels="anchored", is_anchor=True) == (1, 2, 2)
+    assert memory_kernel("retrieved", 4, kernels="anchored", is_anchor=True) == (1, 2, 2)
     with pytest.raises(ValueError, match='needs "previous" or "retrieved"'):
-        memory_kernel("recent", 0)
+        memory_kernel("recent", 0, kernels="dynamic")
     for kernels, kernel in (("fine", (1, 2, 2)), ("coarse", (1, 8, 8))):
         assert memory_kernel("previous", kernels=kernels) == kernel
         assert {memory_kernel("retrieved", rank, kernels=kernels) for rank in range(5)} == {kernel}
@@ -33,7 +41,7 @@ def test_settings_leave_nothing_open_once_they_are_resolved() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kernels": "tiny"}, "kernels is 'tiny'; needs one of dynamic, fine, coarse"),
+        ({"kernels": "tiny"}, "kernels is 'tiny'; needs one of anchored, dynamic, fine, coarse"),
         ({"merging": "low"}, "merging is 'low'; needs one of off, merge-low, merge-high, discard-low, discard-high"),
         ({"merging_share": 0.5}, "merging_share is 0.5; needs merging to be given with it"),
         ({"merging": "off", "merging_share": 0.5}, "merging_share is 0.5 and merging is off"),

@@ -313,7 +313,10 @@ def test_wrong_options_are_named(tmp_path: Path) -> None:
         (("memory", "memory"), "each method once"),
         (("memory:kernel=fine",), "--methods has 'kernel=fine' in 'memory:kernel=fine'; needs kernels="),
         (("memory:share=much",), "--methods has 'share=much'"),
-        (("memory:kernels=none",), "'memory:kernels=none': kernels is 'none'; needs one of dynamic, fine, coarse"),
+        (
+            ("memory:kernels=none",),
+            "'memory:kernels=none': kernels is 'none'; needs one of anchored, dynamic, fine, coarse",
+        ),
         (("memory:share=0.5",), "'memory:share=0.5': merging_share is 0.5; needs merging"),
     ):
         with pytest.raises(ValueError, match=message):

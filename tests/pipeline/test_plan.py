@@ -105,7 +105,7 @@ def test_what_retrieval_is_compared_with() -> None:
 @pytest.mark.parametrize("shots", [[0] * 12, list(range(12)), [0, 0, 0, 1, 1, 2, 3, 3, 3, 3, 4, 4]])
 def test_what_every_plan_keeps(top_k: int, shots: list[int]) -> None:
     segments = film(shots)
-    for i, row in enumerate(plan_segments(segments, top_k=top_k)):
+    for i, row in enumerate(plan_segments(segments, top_k=top_k, kernels="dynamic")):
         has_previous = i > 0 and shots[i] == shots[i - 1]
         others = [memory.segment for memory in row.memory]
         assert len(set(others)) == len(others) == has_previous + min(top_k, i - has_previous)
@@ -133,7 +133,7 @@ def test_previous_and_independent() -> None:
     ]
     blind = [replace(segment, embedding=()) for segment in segments]
     assert remembered(plan_segments(blind, method="independent")) == [[]] * 5
-    memory = plan_segments(segments)
+    memory = plan_segments(segments, kernels="dynamic")
     assert [row.memory[:1] for row in plan_segments(segments, method="previous")[1:3]] == [
         row.memory[:1] for row in memory[1:3]
     ]
@@ -164,9 +164,24 @@ def test_kernels_are_chosen_before_anything_is_generated() -> None:
         assert remembered(plan) == remembered(plan_segments(film([0] * 6), top_k=4))
         return [[memory.kernel for memory in row.memory] for row in plan]
 
-    assert kernels()[5] == [(1, 2, 2), (1, 4, 4), (1, 4, 4), (1, 4, 4), (1, 8, 8)]
+    assert kernels(kernels="dynamic")[5] == [(1, 2, 2), (1, 4, 4), (1, 4, 4), (1, 4, 4), (1, 8, 8)]
     assert kernels(kernels="fine")[5] == [(1, 2, 2)] * 5
     assert kernels(kernels="coarse")[5] == [(1, 8, 8)] * 5
+
+
+@pytest.mark.parametrize("shots", [[0] * 12, list(range(12)), [0, 0, 0, 1, 1, 2, 3, 3, 3, 3, 4, 4]])
+def test_the_anchor_is_the_memory_that_has_drifted_least(shots: list[int]) -> None:
+    plan = plan_segments(film(shots))
+    depths: list[int] = []
+    for row in plan:
+        anchors = [memory for memory in row.memory if memory.kernel == (1, 2, 2)]
+        assert len(anchors) == bool(row.memory)
+        assert all(depths[anchors[0].segment] <= depths[memory.segment] for memory in row.memory)
+        assert {memory.kernel for memory in row.memory} <= {(1, 2, 2), (1, 4, 4)}
+        depths.append(1 + max((depths[memory.segment] for memory in row.memory), default=0))
+    assert any(
+        row.memory and row.memory[0].role == "previous" and row.memory[0].kernel == (1, 4, 4) for row in plan
+    ) == (len(set(shots)) < len(shots))
 
 
 def broken(**changes: object) -> list[Segment]:
