@@ -50,8 +50,8 @@ class EditCommand:
     """What a segment remembers: the previous and the most alike segments (memory), nothing, the previous alone, or the previous
     and the latest (recent) or any others (random)."""
     kernels: KernelChoice = "anchored"
-    """How finely memories are tokenized: finest the one that has drifted least, the others by relevance (anchored); finest the previous
-    segment (dynamic); or all as finely or as coarsely as can be."""
+    """How finely memories are tokenized: finest the most relevant of the retrieved (anchored), or the previous segment (dynamic, the
+    paper's), the others by relevance; or all as finely or as coarsely as can be."""
     merging: MergingChoice | None = None
     """Which memory frames are merged or discarded inside the network, by how little (low) or how much (high) the target
     responds to them; off: none. Default: as the preset says."""

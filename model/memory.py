@@ -2,7 +2,7 @@
 
 Torch-free arithmetic, because the driver freezes kernels in the plan. Source: Memory-V2V (arXiv 2601.16296) section 3.2
 (kernels) and appendix E (positions). The paper leaves open which kernel the previous segment of a long video gets: under "dynamic" kernels
-the finest, as it is the continuation the target must join. Ours, "anchored", gives the finest to the memory that has drifted least
+the finest, as it is the continuation the target must join. Ours, "anchored", gives the finest to the most relevant of the retrieved ones
 (docs/decisions.md, 2026-11-26). `MemorySettings` is what an edit may choose; its other defaults are the paper's.
 """
 
@@ -35,8 +35,8 @@ class MemorySettings:
     """What an edit does with its memories, whichever they are; part of its identity.
 
     Attributes:
-        kernels: "anchored" (the finest for the memory that is the fewest generations from a segment without any, the others finer the more
-            relevant), "dynamic" (the finest for the previous segment), or the finest or the coarsest for all.
+        kernels: "anchored" (the finest for the most relevant of the retrieved, coarser ones for the others and for the previous segment), "dynamic" (the
+            paper's: the finest for the previous segment), or the finest or the coarsest for all.
         merging: which frames are merged or discarded inside the network, by the target's responsiveness to them; None is
             what the preset says.
         merging_share: of the memory frames, at every merging block; half where merging is given without it.
@@ -73,20 +73,27 @@ class MemorySettings:
         return MemorySettings(kernels=self.kernels, merging=merging, merging_share=share, has_source=self.has_source)
 
 
-def memory_kernel(role: MemoryRole, rank: int = 0, *, kernels: KernelChoice, is_anchor: bool = False) -> Kernel:
-    """Kernel of a memory: `rank` counts the RETRIEVED memories from 0, most relevant first; the anchor is the one memory that is the
-    fewest generations from a segment without any.
+def memory_kernel(
+    role: MemoryRole, rank: int = 0, *, kernels: KernelChoice = "dynamic", is_anchored: bool = False
+) -> Kernel:
+    """Kernel of a memory.
+
+    Args:
+        rank: counts the RETRIEVED memories from 0, most relevant first.
+        is_anchored: whether there is a retrieved one to be the anchor; the previous segment stands in for it where there is none.
 
     Raises:
         ValueError: for a role that is neither "previous" nor "retrieved".
     """
     if role not in get_args(MemoryRole):
         raise ValueError(f'memory role is {role!r}; needs "previous" or "retrieved"')
-    if kernels == "fine" or (kernels == "anchored" and is_anchor) or (kernels == "dynamic" and role == "previous"):
+    if kernels in ("fine", "coarse"):
+        return BASE_KERNEL if kernels == "fine" else COARSE_KERNEL
+    is_previous = role == "previous"
+    is_finest = is_previous if kernels == "dynamic" or not is_anchored else not is_previous and rank == 0
+    if is_finest:
         return BASE_KERNEL
-    if kernels == "coarse" or (role == "retrieved" and rank >= NUM_RELEVANT):
-        return COARSE_KERNEL
-    return RELEVANT_KERNEL
+    return RELEVANT_KERNEL if is_previous or rank < NUM_RELEVANT else COARSE_KERNEL
 
 
 def temporal_start(role: MemoryRole, num_frames: int, *, positions: MemoryPositions = "ranges") -> int:

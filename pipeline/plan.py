@@ -115,13 +115,12 @@ def memories(
         retrieved = random.Random(segment_seed(seed, i)).sample(others, k=min(top_k, len(others)))
     chosen: list[tuple[int, MemoryRole, int]] = [(i - 1, "previous", 0)] if has_previous else []
     chosen += [(segment, "retrieved", rank) for rank, segment in enumerate(retrieved)]
-    anchor = min((segment for segment, _, _ in chosen), key=lambda segment: depths[segment], default=None)
     return tuple(
         PlannedMemory(
             segment=segment,
             role=role,
             score=index.score(i, segment),
-            kernel=memory_kernel(role, rank, kernels=kernels, is_anchor=segment == anchor),
+            kernel=memory_kernel(role, rank, kernels=kernels, is_anchored=bool(retrieved)),
         )
         for segment, role, rank in chosen
     )

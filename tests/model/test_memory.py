@@ -5,17 +5,16 @@ from model.memory import MemorySettings, kernel_name, memory_kernel, temporal_st
 
 def test_relevance_decides_the_kernel() -> None:
     relevant = [(1, 4, 4)] * 3 + [(1, 8, 8)] * 2
-    for is_anchor in (False, True):
-        assert memory_kernel("previous", kernels="dynamic", is_anchor=is_anchor) == (1, 2, 2)
-        assert [
-            memory_kernel("retrieved", rank, kernels="dynamic", is_anchor=is_anchor) for rank in range(5)
-        ] == relevant
-    assert memory_kernel("previous", kernels="anchored") == (1, 4, 4)
-    assert [memory_kernel("retrieved", rank, kernels="anchored") for rank in range(5)] == relevant
-    assert memory_kernel("previous", kernels="anchored", is_anchor=True) == (1, 2, 2)
-    assert memory_kernel("retrieved", 4, kernels="anchored", is_anchor=True) == (1, 2, 2)
+    for is_anchored in (False, True):
+        assert memory_kernel("previous", is_anchored=is_anchored) == (1, 2, 2)
+        assert [memory_kernel("retrieved", rank, is_anchored=is_anchored) for rank in range(5)] == relevant
+    assert memory_kernel("previous", kernels="anchored") == (1, 2, 2)
+    assert memory_kernel("previous", kernels="anchored", is_anchored=True) == (1, 4, 4)
+    assert [memory_kernel("retrieved", rank, kernels="anchored", is_anchored=True) for rank in range(5)] == [
+        (1, 2, 2), (1, 4, 4), (1, 4, 4), (1, 8, 8), (1, 8, 8)
+    ]  # fmt: skip
     with pytest.raises(ValueError, match='needs "previous" or "retrieved"'):
-        memory_kernel("recent", 0, kernels="dynamic")
+        memory_kernel("recent", 0)
     for kernels, kernel in (("fine", (1, 2, 2)), ("coarse", (1, 8, 8))):
         assert memory_kernel("previous", kernels=kernels) == kernel
         assert {memory_kernel("retrieved", rank, kernels=kernels) for rank in range(5)} == {kernel}
