@@ -70,8 +70,9 @@ STRENGTHS, MOST_MIXED = (0.3, 1.15), 0.5
 by up to so much: a network's own edits are paler and muddier than any truth, and one that has seen only truths makes every
 next one fuller and purer, and drifts. Of the linear codec only, whose latents of a part of a change are that part."""
 
-VISIBLE_PROBABILITY = 0.4
-"""In this share of the draws a segment is one that shows the edit; otherwise any."""
+VISIBLE_PROBABILITY, VISIBLE_ALONE_PROBABILITY = 0.4, 0.9
+"""In this share of the draws a segment is one that shows the edit; otherwise any. The second is of targets without memory: by them instructions
+are learned."""
 MIN_VISIBLE = 0.004
 """A segment shows the edit if it changes at least this share of its pixels."""
 
@@ -345,12 +346,13 @@ def _draw_segments(
 ) -> tuple[int, list[int]] | None:
     """A target and one memory per place of the layout, all of one world; None where the world cannot fill the layout.
 
-    Two in five of them are chosen among those that show the edit, the others among all: a film is edited where nothing is to be
+    With memory two in five of them are chosen among those that show the edit, the others among all: a film is edited where nothing is to be
     done, too, by segments that remember where something was.
     """
 
     def pick(candidates: list[int]) -> int:
-        wants_visible = float(torch.rand((), generator=generator)) < VISIBLE_PROBABILITY
+        share = VISIBLE_PROBABILITY if layout else VISIBLE_ALONE_PROBABILITY
+        wants_visible = float(torch.rand((), generator=generator)) < share
         preferred = [row for row in candidates if bool(visible[row])] if wants_visible else []
         pool = preferred or candidates
         return pool[int(torch.randint(len(pool), (), generator=generator))]
