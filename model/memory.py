@@ -1,4 +1,4 @@
-"""How an edit's memories stand in the sequence: relevance and drift decide a memory's patch kernel, its role its temporal positions.
+"""How an edit's memories stand in the sequence: relevance decides a memory's patch kernel, its role its temporal positions.
 
 Torch-free arithmetic, because the driver freezes kernels in the plan. Source: Memory-V2V (arXiv 2601.16296) section 3.2
 (kernels) and appendix E (positions). The paper leaves open which kernel the previous segment of a long video gets: under "dynamic" kernels
@@ -79,7 +79,7 @@ def memory_kernel(
     """Kernel of a memory.
 
     Args:
-        rank: counts the RETRIEVED memories from 0, most relevant first.
+        rank: counts the RETRIEVED memories from 0, most relevant first; 0 for the previous segment.
         is_anchored: whether there is a retrieved one to be the anchor; the previous segment stands in for it where there is none.
 
     Raises:
@@ -89,11 +89,9 @@ def memory_kernel(
         raise ValueError(f'memory role is {role!r}; needs "previous" or "retrieved"')
     if kernels in ("fine", "coarse"):
         return BASE_KERNEL if kernels == "fine" else COARSE_KERNEL
-    is_previous = role == "previous"
-    is_finest = is_previous if kernels == "dynamic" or not is_anchored else not is_previous and rank == 0
-    if is_finest:
+    if rank == 0 and role == ("retrieved" if kernels == "anchored" and is_anchored else "previous"):
         return BASE_KERNEL
-    return RELEVANT_KERNEL if is_previous or rank < NUM_RELEVANT else COARSE_KERNEL
+    return RELEVANT_KERNEL if rank < NUM_RELEVANT else COARSE_KERNEL
 
 
 def temporal_start(role: MemoryRole, num_frames: int, *, positions: MemoryPositions = "ranges") -> int:

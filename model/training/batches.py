@@ -21,23 +21,23 @@ from model.types import Kernel, MemoryBatch, MemoryRole
 
 Layout = tuple[tuple[MemoryRole, Kernel], ...]
 
-PREVIOUS: tuple[MemoryRole, Kernel] = ("previous", BASE_KERNEL)
-LATEST: tuple[MemoryRole, Kernel] = ("previous", RELEVANT_KERNEL)
+PREVIOUS_FINE: tuple[MemoryRole, Kernel] = ("previous", BASE_KERNEL)
+PREVIOUS: tuple[MemoryRole, Kernel] = ("previous", RELEVANT_KERNEL)
 RELEVANT: tuple[MemoryRole, Kernel] = ("retrieved", RELEVANT_KERNEL)
 ANCHOR: tuple[MemoryRole, Kernel] = ("retrieved", BASE_KERNEL)
 COARSE: tuple[MemoryRole, Kernel] = ("retrieved", COARSE_KERNEL)
 
 LAYOUTS: tuple[tuple[float, Layout], ...] = (
-    (0.08, (PREVIOUS,)),
+    (0.08, (PREVIOUS_FINE,)),
     (0.08, (ANCHOR,)),
     (0.05, (RELEVANT,)),
-    (0.08, (PREVIOUS, RELEVANT)),
-    (0.10, (LATEST, ANCHOR)),
+    (0.08, (PREVIOUS_FINE, RELEVANT)),
+    (0.10, (PREVIOUS, ANCHOR)),
     (0.08, (ANCHOR, RELEVANT)),
     (0.05, (RELEVANT, RELEVANT, RELEVANT)),
     (0.12, (ANCHOR, RELEVANT, RELEVANT)),
-    (0.08, (PREVIOUS, RELEVANT, RELEVANT, RELEVANT)),
-    (0.20, (LATEST, ANCHOR, RELEVANT, RELEVANT)),
+    (0.08, (PREVIOUS_FINE, RELEVANT, RELEVANT, RELEVANT)),
+    (0.20, (PREVIOUS, ANCHOR, RELEVANT, RELEVANT)),
     (0.04, (RELEVANT, RELEVANT, COARSE)),
     (0.04, (COARSE, COARSE)),
 )
@@ -271,7 +271,7 @@ class BatchSampler:
         if self.layouts == "edits":
             shares = torch.tensor([p * pool.can_fill(number, layout) for p, layout in LAYOUTS])
             return LAYOUTS[int(torch.multinomial(shares, 1, generator=generator))][1] if shares.any() else ()
-        has_previous = bool(torch.rand((), generator=generator) < 0.5) and pool.can_fill(number, (PREVIOUS,))
+        has_previous = bool(torch.rand((), generator=generator) < 0.5) and pool.can_fill(number, (PREVIOUS_FINE,))
         most = min(MAX_MEMORIES, pool.most_memories[number][has_previous])
         count = int(torch.randint(1, most + 1, (), generator=generator)) if most else 0
         kernels = torch.randint(len(KERNELS), (count,), generator=generator).tolist()
