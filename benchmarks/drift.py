@@ -18,6 +18,7 @@ import tyro
 
 from benchmarks.provenance import write_report
 from benchmarks.recolouring import described, draw_videos
+from model.memory import BASE_KERNEL
 from model.presets import load_editor
 from model.training.worlds import edited_attribute
 from model.types import Editor, EditRequest, MemoryVideo
@@ -51,7 +52,7 @@ def edit_after_truth(
     remembered, part = (slice(n * SEGMENT_FRAMES, (n + 1) * SEGMENT_FRAMES) for n in (before, now))
     source, edited = editor.encode(truth.source[remembered]), editor.encode(truth.edited[remembered])
     memory = MemoryVideo(
-        role="previous" if now == before + 1 else "retrieved", kernel=(1, 2, 2),
+        role="previous" if now == before + 1 else "retrieved", kernel=BASE_KERNEL,
         edited=torch.lerp(source, edited, strength), source=source,
     )  # fmt: skip
     request = EditRequest(

@@ -105,13 +105,14 @@ def memories(
     i = len(depths)
     has_previous = i > 0 and segments[i - 1].shot == segments[i].shot
     others = range(i - 1 if has_previous else i)
-    retrieved: list[int] = []
-    if method == "memory":
+    if method == "previous" or not top_k:
+        retrieved = []
+    elif method == "memory":
         found = index.search_earlier(i, top_k + has_previous, slack=SLACK)
         retrieved = [segment for segment, _ in shallow([item for item in found if item[0] in others], depths, top_k)]
     elif method == "recent":
         retrieved = list(reversed(others))[:top_k]
-    elif method == "random":
+    else:
         retrieved = random.Random(segment_seed(seed, i)).sample(others, k=min(top_k, len(others)))
     chosen: list[tuple[int, MemoryRole, int]] = [(i - 1, "previous", 0)] if has_previous else []
     chosen += [(segment, "retrieved", rank) for rank, segment in enumerate(retrieved)]
