@@ -100,6 +100,7 @@ def make_world(
     absence_segments: tuple[float, float] = (1, 3),
     presence_frames: tuple[int, int] = (14, 36),
     has_cuts: bool | None = None,
+    starts_in_view: bool | None = None,
 ) -> World:
     """Draw a world.
 
@@ -111,6 +112,7 @@ def make_world(
         absence_segments: shortest and longest absence of the target, in segments of 17 frames (up to 60 and more).
         presence_frames: shortest and longest visit to the target.
         has_cuts: whether the camera also cuts to a second place and back; drawn (one in four) where it is not given.
+        starts_in_view: whether the video begins with a visit to the target; drawn (nine in ten) where it is not given.
 
     Raises:
         ValueError: if `split` or `task` is unknown or `num_frames` is below 1.
@@ -171,6 +173,7 @@ def make_world(
     height_m = (
         rng.uniform(1.55, 1.75) if split == "heldout" else rng.choice((rng.uniform(*low_m), rng.uniform(*high_m)))
     )
+    drawn_start = rng.random() < 0.9
     camera = draw_camera(
         rng,
         focus,
@@ -178,7 +181,7 @@ def make_world(
         num_frames=num_frames,
         absence_frames=(round(absence_segments[0] * SEGMENT_FRAMES), round(absence_segments[1] * SEGMENT_FRAMES)),
         presence_frames=presence_frames,
-        starts_in_view=rng.random() < 0.9,
+        starts_in_view=drawn_start if starts_in_view is None else starts_in_view,
         height_m=height_m,
         raise_view_m=0.55 if task == "hat" else 0.0,
         framing=framing,

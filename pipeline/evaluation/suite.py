@@ -1,8 +1,9 @@
 """The suite "long-edit": held-out rendered videos whose object leaves the view and returns, as files the pipeline edits.
 
-Every video is a world of the "heldout" split (or of "train", to choose settings by), drawn from the suite's seed; one in four has more than 900 frames. What its edit
-leaves open (the tone within the named colour, the hat's shape, the style's tint) only memory can keep. A world is rendered
-once, and its truth kept beside the video. Knows nothing of edits or measures.
+Every video is a world of the "heldout" split (or of "train", to choose settings by), drawn from the suite's seed; one in four has
+more than 900 frames, and half begin with the object away, so that no rule can rely on the first segments to show it. What its
+edit leaves open (the tone within the named colour, the hat's shape, the style's tint) only memory can keep. A world is
+rendered once, and its truth kept beside the video. Knows nothing of edits or measures.
 """
 
 import json
@@ -58,6 +59,7 @@ class SuiteVideo:
     Attributes:
         size: (height_px, width_px) it was rendered at.
         split: of its world; "train" has the kinds of things that weights were trained on, in worlds that they were not.
+        starts_in_view: whether it begins with the object, and not with an absence.
     """
 
     id: str
@@ -68,6 +70,7 @@ class SuiteVideo:
     instruction: str
     path: str
     split: "Split" = "heldout"
+    starts_in_view: bool = True
 
     @property
     def num_frames(self) -> int:
@@ -102,13 +105,21 @@ def draw_suite(
     """Render what is not there yet, into `folder`; the same arguments give the same videos.
 
     Every round of `len(tasks)` videos takes each of `tasks` once and begins one further on, so that every task gets long videos.
+    Those whose number has an odd count of set bits begin with the object away: half, and half of the long ones.
     """
     folder.mkdir(parents=True, exist_ok=True)
     asked = []
     for number in range(videos):
         task = tasks[(number + number // len(tasks)) % len(tasks)]
-        others = ("" if split == "heldout" else split, "" if tuple(tasks) == TASKS else task)
-        name = "-".join(filter(None, (others[0], f"s{seed}-v{number:03d}", others[1], f"{size[0]}x{size[1]}")))
+        starts_in_view = number.bit_count() % 2 == 0
+        parts = (
+            "" if split == "heldout" else split,
+            f"s{seed}-v{number:03d}",
+            "" if tuple(tasks) == TASKS else task,
+            "" if starts_in_view else "away",
+            f"{size[0]}x{size[1]}",
+        )
+        name = "-".join(filter(None, parts))
         video = SuiteVideo(
             id=name,
             world_seed=SEEDS_PER_VIDEO * (1000 * (seed + 1) + number),
@@ -118,6 +129,7 @@ def draw_suite(
             instruction="",
             path=str(folder / f"{name}.mp4"),
             split=split,
+            starts_in_view=starts_in_view,
         )
         asked.append(video)
     with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
@@ -185,6 +197,7 @@ def world_of(video: SuiteVideo) -> "World":
         task=video.task,  # type: ignore[arg-type]
         absence_segments=ABSENCE_SEGMENTS[video.num_segments],
         presence_frames=PRESENCE_FRAMES[video.num_segments],
+        starts_in_view=video.starts_in_view,
     )
 
 

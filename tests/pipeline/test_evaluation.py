@@ -253,6 +253,7 @@ def test_the_suite_is_drawn_once_and_its_objects_return(tmp_path: Path) -> None:
     assert draw_suite(tmp_path, videos=2, seed=3, size=(40, 96), workers=1) == first
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == written
     assert first[0].world_seed != draw_suite(tmp_path, videos=1, seed=4, size=(40, 96), workers=1)[0].world_seed
+    assert [video.starts_in_view for video in first] == [True, False]
     for video in first:
         info = inspect(video.path).info
         assert (info.num_frames, info.height_px, info.width_px) == (238, 40, 96)
@@ -260,6 +261,7 @@ def test_the_suite_is_drawn_once_and_its_objects_return(tmp_path: Path) -> None:
         assert truth.edited.shape == (238, 40, 96, 3)
         seen = visits(truth.target)
         assert returns(seen)
+        assert (seen[0] == 0) == video.starts_in_view
         again = truth_of(video, 17 * seen[1], 17 * seen[1] + 17)
         for name in ("source", "edited", "mask", "target"):
             kept = getattr(truth, name)[17 * seen[1] : 17 * seen[1] + 17]
@@ -273,8 +275,8 @@ def test_chosen_tasks_are_taken_in_turn_and_do_not_mix_with_others(tmp_path: Pat
     assert [video.task for video in suite] == ["jacket", "orange", "orange"]
     assert [video.id for video in suite] == [
         "s3-v000-jacket-32x40",
-        "s3-v001-orange-32x40",
-        "s3-v002-orange-32x40",
+        "s3-v001-orange-away-32x40",
+        "s3-v002-orange-away-32x40",
     ]
     assert all(returns(visits(load_truth(video).target)) for video in suite)
     other = draw_suite(tmp_path, videos=1, seed=3, size=(32, 40), workers=1, tasks=("door",))
