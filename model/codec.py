@@ -60,10 +60,22 @@ class PatchCodec(ModelMixin, ConfigMixin):
     def group_frames(self) -> int:
         return int(self.config.group_frames)
 
-    def colour_maps(self) -> tuple[Float[Tensor, "9 c c1"], Float[Tensor, "9 c c1"]]:
-        """What adding one colour (about mid-grey) to another does to latents, as far as they can hold it: [*, C, :C] @ latent + [*, C, C].
+    def mean_colours(self) -> tuple[Float[Tensor, "3 c1"], Float[Tensor, "3 c1"]]:
+        """The mean RGB, in [0, 1], of what a latent decodes to: [*, :C] @ latent + [*, C]; of first frames and of groups."""
+        positions = self.patch[0] * self.patch[1]
+        found = []
+        for decode, mean, std in (
+            (self.first_decode, self.first_mean, self.first_std),
+            (self.group_decode, self.group_mean, self.group_std),
+        ):
+            colour = rearrange(decode, "(p c f) k -> c (p f) k", p=positions, c=3).mean(1)
+            found.append(torch.cat([colour * std, (colour @ mean + 0.5)[:, None]], dim=1))
+        return found[0], found[1]
 
-        Map 3 i + j adds colour j to colour i.
+    def colour_maps(self, *, about: float = 0.5) -> tuple[Float[Tensor, "9 c c1"], Float[Tensor, "9 c c1"]]:
+        """What adding one colour to another does to latents, as far as they can hold it: [*, C, :C] @ latent + [*, C, C].
+
+        Map 3 i + j adds colour j, as far as it is above `about`, to colour i.
 
         Returns:
             those of first frames and those of groups.
@@ -79,7 +91,8 @@ class PatchCodec(ModelMixin, ConfigMixin):
             for place in torch.eye(COLOUR_MAPS).view(COLOUR_MAPS, 3, 3):
                 mixed = torch.kron(torch.eye(positions), torch.kron(place, torch.eye(frames)))
                 linear = encode @ mixed @ decode
-                maps.append(torch.cat([linear * std / std[:, None], (linear @ mean / std)[:, None]], dim=1))
+                constant = linear @ mean + encode @ mixed.sum(1) * (0.5 - about)
+                maps.append(torch.cat([linear * std / std[:, None], (constant / std)[:, None]], dim=1))
             found.append(torch.stack(maps))
         return found[0], found[1]
 

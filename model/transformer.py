@@ -39,7 +39,7 @@ from model.memory import KERNELS, MemoryAttention, MemoryPositions, MemoryRole, 
 from model.merging import FrameCompressor, Merging, responsiveness, thin
 from model.patchify import TokenGroup, concatenate, init_from_base, patchify, unpatchify
 from model.rope import rotary_embedding
-from model.types import EncodedMemory, Kernel, MemoryBatch
+from model.types import EncodedMemory, Kernel, MemoryBatch, RecalledColours
 
 
 def merging_blocks(num_layers: int) -> tuple[int, int]:
@@ -322,7 +322,13 @@ class MemoryTransformer3DModel(
                 tokens, key, value = block.encode_memory(tokens, temb, rotary_emb)
             keys.append(key)
             values.append(value)
-        return EncodedMemory(role=item.role, keys=tuple(keys), values=tuple(values), positions=group.positions)
+        return EncodedMemory(
+            role=item.role,
+            keys=tuple(keys),
+            values=tuple(values),
+            positions=group.positions,
+            colours=None if self.colour_head is None else self.colour_head.recall(group.tokens, item),
+        )
 
     def thin(
         self,
@@ -398,10 +404,12 @@ class MemoryTransformer3DModel(
         batch, _, *latent_shape = hidden_states.shape
         range_frames = num_range_frames or latent_shape[0]
         appended: list[MemoryBatch] = []
+        recalled: list[RecalledColours] = []
         read: list[KeysValues] | None = None
         if self.is_isolated and memory:
             encoded = [item if isinstance(item, EncodedMemory) else self.encode_memory(item) for item in memory]
             read = self.read_memory(encoded, num_range_frames=range_frames)
+            recalled = [item.colours for item in encoded if item.colours is not None]
         else:
             for item in memory:
                 if isinstance(item, EncodedMemory):
@@ -409,6 +417,10 @@ class MemoryTransformer3DModel(
                 appended.append(item)
         group = self.tokenize(hidden_states, appended, num_range_frames=range_frames)
         num_target = sum(span.end - span.start for span in group.spans if span.video == 0)
+        if self.colour_head is not None:
+            for video, item in enumerate(appended, start=1):
+                places = [span for span in group.spans if span.video == video]
+                recalled.append(self.colour_head.recall(group.tokens[:, places[0].start : places[-1].end], item))
         runs, target_lengths = timestep_runs(timestep, num_target)
         lengths = target_lengths + ([group.num_tokens - num_target] if appended else [])
         rotary_emb = rotary_embedding(group.positions, self.config.attention_head_dim)
@@ -444,5 +456,5 @@ class MemoryTransformer3DModel(
         tokens = modulate(self.norm_out(tokens.float()), shift, scale, target_lengths).type_as(tokens)
         sample = unpatchify(self.proj_out(tokens), latent_shape, tuple(self.config.patch_size))
         if self.colour_head is not None:
-            sample = sample + self.colour_head(tokens, hidden_states[:, self.config.out_channels :], begins)
+            sample = sample + self.colour_head(tokens, hidden_states[:, self.config.out_channels :], begins, recalled)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from model.geometry import Geometry
@@ -40,12 +40,22 @@ class MemoryVideo:
 class MemoryBatch:
     """The same place in the memory layout of every sample of a batch: what the network itself takes.
 
-    `latents` are the edited and the source latents of a memory on channels, like the target's noisy and source latents.
+    `latents` are the edited and the source latents of a memory on channels, like the target's noisy and source latents. `begins` says
+    whether they begin with their segment's first frame; None: they do.
     """
 
     role: MemoryRole
     kernel: Kernel
     latents: Float[Tensor, "b c t h w"]
+    begins: Bool[Tensor, "b"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecalledColours:
+    """What `model.colour.ColourHead` reads of a memory: keys of its patches, and the gains that their edit was."""
+
+    keys: Float[Tensor, "b n k"]
+    gains: Float[Tensor, "b n 9"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +74,7 @@ class EncodedMemory:
     keys: tuple[Float[Tensor, "b n h d"], ...]
     values: tuple[Float[Tensor, "b n h d"], ...]
     positions: Float[Tensor, "1 n 3"]
+    colours: RecalledColours | None = None
 
     @property
     def num_bytes(self) -> int:

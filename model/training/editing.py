@@ -61,7 +61,7 @@ class Editing(nn.Module):
         x_t = add_noise(batch.x_0, batch.noise, batch.sigma)
         output = self.predict(
             x_t, batch.source, batch.sigma, features, text_mask,
-            memory=memory, num_range_frames=num_range_frames, merging=batch.merging, begins=batch.begins[0],
+            memory=memory, num_range_frames=num_range_frames, merging=batch.merging, begins=batch.begins,
         )  # fmt: skip
         kind = self.transformer.config.prediction_type
         if kind == "velocity":
@@ -99,7 +99,7 @@ class Editing(nn.Module):
         x_t, source = torch.cat([item.latents for item in batch.memory]).chunk(2, dim=1)
         sigma = batch.memory_sigma.repeat(count)
         mask = None if text_mask is None else text_mask.repeat(count, 1)
-        begins = batch.begins[1:].flatten()
+        begins = torch.cat([item.begins for item in batch.memory])
         output = self.predict(x_t, source, sigma, features.repeat(count, 1, 1), mask, begins=begins)
         kind = self.transformer.config.prediction_type
         edited = predicted_x_0(output, x_t, sigma, source=source, prediction_type=kind)
