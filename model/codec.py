@@ -60,22 +60,18 @@ class PatchCodec(ModelMixin, ConfigMixin):
     def group_frames(self) -> int:
         return int(self.config.group_frames)
 
-    def mean_colours(self) -> tuple[Float[Tensor, "3 c1"], Float[Tensor, "3 c1"]]:
-        """The mean RGB, in [0, 1], of what a latent decodes to: [*, :C] @ latent + [*, C]; of first frames and of groups."""
-        positions = self.patch[0] * self.patch[1]
-        found = []
-        for decode, mean, std in (
-            (self.first_decode, self.first_mean, self.first_std),
-            (self.group_decode, self.group_mean, self.group_std),
-        ):
-            colour = rearrange(decode, "(p c f) k -> c (p f) k", p=positions, c=3).mean(1)
-            found.append(torch.cat([colour * std, (colour @ mean + 0.5)[:, None]], dim=1))
-        return found[0], found[1]
+    def mean_colour(self) -> Float[Tensor, "3 c1"]:
+        """The mean RGB, in [0, 1], of what a latent decodes to: [*, :C] @ latent + [*, C].
 
-    def colour_maps(self, *, about: float = 0.5) -> tuple[Float[Tensor, "9 c c1"], Float[Tensor, "9 c c1"]]:
+        It lies in the shared channels, and so is the same of a first frame and of a group.
+        """
+        colours = rearrange(self.group_decode, "(p c f) k -> c (p f) k", c=3, f=self.group_frames).mean(1)
+        return torch.cat([colours * self.group_std, (colours @ self.group_mean + 0.5)[:, None]], dim=1)
+
+    def colour_maps(self) -> tuple[Float[Tensor, "9 c c1"], Float[Tensor, "9 c c1"]]:
         """What adding one colour to another does to latents, as far as they can hold it: [*, C, :C] @ latent + [*, C, C].
 
-        Map 3 i + j adds colour j, as far as it is above `about`, to colour i.
+        Map 3 i + j adds colour j to colour i; black stays black.
 
         Returns:
             those of first frames and those of groups.
@@ -91,7 +87,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
             for place in torch.eye(COLOUR_MAPS).view(COLOUR_MAPS, 3, 3):
                 mixed = torch.kron(torch.eye(positions), torch.kron(place, torch.eye(frames)))
                 linear = encode @ mixed @ decode
-                constant = linear @ mean + encode @ mixed.sum(1) * (0.5 - about)
+                constant = linear @ mean + 0.5 * encode @ mixed.sum(1)
                 maps.append(torch.cat([linear * std / std[:, None], (constant / std)[:, None]], dim=1))
             found.append(torch.stack(maps))
         return found[0], found[1]

@@ -1,133 +1,153 @@
-"""`ColourHead`: what an edit adds, as a change of the source's own colours, the network's own or one that a memory shows.
+"""`ColourHead`: what an edit adds, as a change of the source's own colours: the network's own change, or one that a memory shows.
 
 A linear codec's latents of a recoloured patch are a linear map of the source's. So beside its free output the network says, for every
 latent position, how much of each of nine such maps (from one of R, G, B to one of R, G, B) is added. What moves, shines or is
 textured inside the patch stays as it is in the source.
 
-A memory shows what an earlier edit did to its source: from the colour of a patch before and after follow the gains that turn one
-into the other. Target tokens look for the memory's patches that are like them, and take their gains over as they are: a colour that
-has to go through a network's normalised activations arrives changed. A gate, for every latent position, decides between these
-gains and the network's own. Only for `PatchCodec`; published Wan networks have no such head.
+A memory shows what an earlier edit did: the gains that turn the colour of a patch of its source into that of its edit. The target looks
+for patches whose source is like its own and takes their gains over as they are; a colour that goes through a network's normalised
+activations arrives changed. A gate, at every latent position, decides between this and all that the network says itself. Likeness begins
+as that of colours: from nothing the network learns none, since the gate closes first (docs/decisions.md, 2026-11-26).
 
-Legend: C channels of a latent.
+Only for `PatchCodec`; published Wan networks have no such head. Ours; a pointer network's copying (Vinyals et al., 2015) is the idea's source.
+
+Legend: B batch, N tokens, D width, C channels of a latent.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from model.codec import COLOUR_MAPS, PatchCodec
 from model.patchify import pad_to_kernel, unpatchify
-from model.types import Kernel, MemoryBatch, RecalledColours
+from model.types import ColourChoice, Kernel, MemoryBatch
 
-RECALL_WIDTH = 64
-"""Of queries and keys."""
-DARKEST = 3e-3
-"""Squared length of a colour below which its change says little about others."""
+RECALL_WIDTH = 16
+"""Of the learned part of queries and keys."""
+SHARPNESS, PULL = 100.0, 80.0
+"""At the start: what the squared distance of two colours in [0, 1] takes from their likeness, and what the length of a change adds to it; the
+network multiplies both at every latent position."""
+DARK = 3e-3
+"""Added to the squared length of a source's colour: what happens to a colour much darker says nothing of others."""
+GATE_START, GATE_CHANGE, GATE_DISTANCE = -1.0, 10.0, -100.0
+"""At the start: the gate's bias, and what the length of the change that was found and the squared distance of its source's colour add; the
+network multiplies the last two."""
 
 
 class ColourHead(nn.Module):
-    """Starts silent but for memories. The maps are the codec's (`set_maps`), kept with the weights and not trained."""
+    """Starts silent where there is no memory. The maps are the codec's (`set_maps`), kept with the weights and not trained."""
 
     first: Tensor
     group: Tensor
+    mean_colour: Tensor
 
     def __init__(self, width: int, channels: int, patch: Kernel) -> None:
         super().__init__()
         self.patch = patch
         self.gains = nn.Linear(width, COLOUR_MAPS * prod(patch))
-        self.query = nn.Linear(width, RECALL_WIDTH)
-        self.key = nn.Sequential(nn.Linear(width, RECALL_WIDTH), nn.SiLU(), nn.Linear(RECALL_WIDTH, RECALL_WIDTH))
         self.gate = nn.Linear(width, prod(patch))
-        nn.init.zeros_(self.gains.weight)
-        nn.init.zeros_(self.gains.bias)
-        nn.init.zeros_(self.gate.weight)
-        nn.init.constant_(self.gate.bias, -2.0)
+        self.query = nn.Linear(width, RECALL_WIDTH * prod(patch))
+        self.key = nn.Sequential(nn.Linear(width, RECALL_WIDTH), nn.SiLU(), nn.Linear(RECALL_WIDTH, RECALL_WIDTH))
+        self.weights = nn.Linear(width, 4 * prod(patch))
+        for layer, bias in ((self.gains, 0.0), (self.gate, GATE_START), (self.query, 0.0), (self.weights, 0.0)):
+            nn.init.zeros_(layer.weight)
+            nn.init.constant_(layer.bias, bias)
         for name in ("first", "group"):
             self.register_buffer(name, torch.zeros(COLOUR_MAPS, channels, channels + 1))
-            self.register_buffer(f"{name}_black", torch.zeros(COLOUR_MAPS, channels))
-            self.register_buffer(f"{name}_colour", torch.zeros(3, channels + 1))
+        self.register_buffer("mean_colour", torch.zeros(3, channels + 1))
 
     def set_maps(self, codec: PatchCodec) -> None:
         """Take the maps of the codec whose latents the network edits."""
-        grey, black = codec.colour_maps(), codec.colour_maps(about=0.0)
-        for name, maps, others, colour in zip(("first", "group"), grey, black, codec.mean_colours(), strict=True):
+        self.mean_colour.copy_(codec.mean_colour())
+        for name, maps in zip(("first", "group"), codec.colour_maps(), strict=True):
             self.get_buffer(name).copy_(maps)
-            self.get_buffer(f"{name}_black").copy_(others[..., -1] - maps[..., -1])
-            self.get_buffer(f"{name}_colour").copy_(colour)
 
-    def recall(self, tokens: Float[Tensor, "b n d"], memory: MemoryBatch) -> RecalledColours:
-        """What a memory's edit did to its source's colours, patch by patch.
+    def show(self, tokens: Float[Tensor, "b n d"], memory: MemoryBatch) -> Float[Tensor, "b n k"]:
+        """What every patch of a memory shows a target, at the position that changed most: a key to find it by, and the gains that its edit was.
+
+        The gains turn the colour of the source there into that of the edit, and a darker or lighter one as light would.
 
         Args:
-            tokens: of the memory, as they enter the network.
+            tokens: the memory's, as they enter the network.
         """
-        with torch.autocast(tokens.device.type, enabled=False):
-            gains = self.shown_gains(memory)
-        return RecalledColours(keys=self.key(tokens), gains=gains)
-
-    def shown_gains(self, memory: MemoryBatch) -> Float[Tensor, "b n 9"]:
-        """Those that turn the mean colour of every patch's source into that of its edit, as light would: black stays black."""
-        colours = []
-        for latents in memory.latents.chunk(2, dim=1):
-            first = mean_colour(self.first_colour, latents[:, :, :1])
-            if memory.begins is not None:
-                inner = mean_colour(self.group_colour, latents[:, :, :1])
-                first = torch.where(memory.begins.view(-1, 1, 1, 1, 1), first, inner)
-            colour = torch.cat([first, mean_colour(self.group_colour, latents[:, :, 1:])], dim=2)
-            kt, kh, kw = memory.kernel
-            patches = rearrange(
-                pad_to_kernel(colour, memory.kernel), "b c (t kt) (h kh) (w kw) -> b (t h w) (kt kh kw) c", kt=kt, kh=kh, kw=kw
+        kt, kh, kw = memory.kernel
+        edited, source = (
+            rearrange(
+                pad_to_kernel(self.colours(part), memory.kernel),
+                "b c (t kt) (h kh) (w kw) -> b (t h w) (kt kh kw) c", kt=kt, kh=kh, kw=kw,
             )
-            colours.append(patches.mean(2))
-        edited, source = colours
-        length = source.square().sum(-1, keepdim=True) + DARKEST
-        return ((edited - source)[..., :, None] * (source / length)[..., None, :]).flatten(2)
+            for part in memory.latents.float().chunk(2, dim=1)
+        )  # fmt: skip
+        most = (edited - source).square().sum(-1).argmax(-1)[..., None, None].expand(-1, -1, 1, 3)
+        edited, source = (part.gather(2, most)[:, :, 0] for part in (edited, source))
+        change, length = edited - source, source.square().sum(-1, keepdim=True)
+        gains = change[..., :, None] * (source / (length + DARK))[..., None, :]
+        size = change.norm(dim=-1, keepdim=True)
+        return torch.cat([self.key(tokens).float(), size, length, source, size, gains.flatten(2)], dim=-1)
+
+    def recall(
+        self, tokens: Float[Tensor, "b n d"], source: Float[Tensor, "b c t h w"], shown: Float[Tensor, "b m k"]
+    ) -> tuple[Float[Tensor, "b 9 t h w"], Float[Tensor, "b 1 t h w"]]:
+        """For every latent position the gains of the patches like it, and the logits of their share."""
+        shape, colours = source.shape[2:], self.colours(source.float())
+        query, gate, weights = (
+            unpatchify(layer(tokens), shape, self.patch).float() for layer in (self.query, self.gate, self.weights)
+        )
+        starts = weights.new_tensor([PULL, SHARPNESS, GATE_CHANGE, GATE_DISTANCE]).view(1, -1, 1, 1, 1)
+        pull, sharpness, by_change, by_distance = (starts * weights.exp()).split(1, dim=1)
+        # Less the squared distance of the colours, but for what is the same of all patches.
+        wanted = torch.cat([query / RECALL_WIDTH**0.5, pull, -sharpness, 2 * sharpness * colours], dim=1)
+        # Likeness is a small difference of large numbers: too small for bfloat16.
+        with torch.autocast(shown.device.type, enabled=False):
+            found = F.scaled_dot_product_attention(
+                wanted.flatten(2).transpose(1, 2), shown[..., : RECALL_WIDTH + 5], shown[..., RECALL_WIDTH + 2 :], scale=1.0
+            )
+        seen, change, gains = found.transpose(1, 2).unflatten(2, shape).split([3, 1, COLOUR_MAPS], dim=1)
+        distance = (seen - colours).square().sum(1, keepdim=True)
+        return gains, gate + by_change * change + by_distance * distance
+
+    def colours(self, latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b 3 t h w"]:
+        """Mean RGB, in [0, 1], of what every latent position decodes to."""
+        linear, constant = self.mean_colour.float().tensor_split([latents.shape[1]], dim=1)
+        with torch.autocast(latents.device.type, enabled=False):
+            return torch.einsum("kc,bcthw->bkthw", linear, latents) + constant[:, :, None, None]
 
     def forward(
         self,
+        sample: Float[Tensor, "b c t h w"],
         tokens: Float[Tensor, "b n d"],
         source: Float[Tensor, "b c t h w"],
         begins: Bool[Tensor, "b"] | None,
-        recalled: Sequence[RecalledColours] = (),
-    ) -> Float[Tensor, "b c t h w"]:
-        """What is added to the source.
+        shown: Float[Tensor, "b m k"] | None = None,
+    ) -> tuple[Float[Tensor, "b c t h w"], ColourChoice | None]:
+        """The network's whole output: with no memory its own, else what was chosen of that and of what memories show.
 
         Args:
+            sample: its free output, to which the change of colours is added.
             tokens: the last ones, of the target.
             begins: whether the target begins with its segment's first frame, which the codec encodes by itself; None: it does.
-            recalled: what every memory shows.
+            shown: by all memories (`show`).
         """
-        gains = unpatchify(self.gains(tokens), source.shape[2:], self.patch)
-        taken = torch.zeros_like(gains)
-        if recalled:
-            keys, values = (torch.cat([getattr(item, name) for item in recalled], dim=1) for name in ("keys", "gains"))
-            found = F.scaled_dot_product_attention(self.query(tokens).type_as(values), keys.type_as(values), values)
-            found = unpatchify(repeat(found, "b n k -> b n (p k)", p=prod(self.patch)), source.shape[2:], self.patch)
-            share = unpatchify(self.gate(tokens), source.shape[2:], self.patch).sigmoid()
-            taken = found * share
-            gains = gains * (1 - share) + taken
-        start = self.change(gains[:, :, :1], taken[:, :, :1], source[:, :, :1], is_first=True)
+        shape = source.shape[2:]
+        own = sample + self.change(unpatchify(self.gains(tokens), shape, self.patch), source, begins)
+        if shown is None:
+            return own, None
+        gains, logits = self.recall(tokens, source, shown)
+        choice = ColourChoice(own=own.float(), recalled=self.change(gains, source, begins).float(), logits=logits)
+        return choice.sample, choice
+
+    def change(
+        self, gains: Float[Tensor, "b 9 t h w"], source: Float[Tensor, "b c t h w"], begins: Bool[Tensor, "b"] | None
+    ) -> Float[Tensor, "b c t h w"]:
+        start = apply_maps(self.first, gains[:, :, :1], source[:, :, :1])
         if begins is not None:
-            inner = self.change(gains[:, :, :1], taken[:, :, :1], source[:, :, :1], is_first=False)
+            inner = apply_maps(self.group, gains[:, :, :1], source[:, :, :1])
             start = torch.where(begins.view(-1, 1, 1, 1, 1), start, inner)
-        return torch.cat([start, self.change(gains[:, :, 1:], taken[:, :, 1:], source[:, :, 1:], is_first=False)], dim=2)
-
-    def change(self, gains, taken, source, *, is_first):
-        maps, black = (self.first, self.first_black) if is_first else (self.group, self.group_black)
-        return apply_maps(maps, gains, source) + torch.einsum("kc,bkthw->bcthw", black.type_as(source), taken.type_as(source))
-
-
-def mean_colour(functional: Float[Tensor, "3 c1"], latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b 3 t h w"]:
-    """Mean RGB of what every latent position decodes to."""
-    linear, constant = functional[:, :-1].float(), functional[:, -1].float()
-    return torch.einsum("kc,bcthw->bkthw", linear, latents.float()) + constant[:, None, None, None]
+        return torch.cat([start, apply_maps(self.group, gains[:, :, 1:], source[:, :, 1:])], dim=2)
 
 
 def apply_maps(

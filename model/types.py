@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from model.geometry import Geometry
@@ -40,22 +40,26 @@ class MemoryVideo:
 class MemoryBatch:
     """The same place in the memory layout of every sample of a batch: what the network itself takes.
 
-    `latents` are the edited and the source latents of a memory on channels, like the target's noisy and source latents. `begins` says
-    whether they begin with their segment's first frame; None: they do.
+    `latents` are the edited and the source latents of a memory on channels, like the target's noisy and source latents.
     """
 
     role: MemoryRole
     kernel: Kernel
     latents: Float[Tensor, "b c t h w"]
-    begins: Bool[Tensor, "b"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecalledColours:
-    """What `model.colour.ColourHead` reads of a memory: keys of its patches, and the gains that their edit was."""
+class ColourChoice:
+    """What `model.colour.ColourHead` mixed into a network's output: the network's own, and what memories show, by `logits`' share."""
 
-    keys: Float[Tensor, "b n k"]
-    gains: Float[Tensor, "b n 9"]
+    own: Float[Tensor, "b c t h w"]
+    recalled: Float[Tensor, "b c t h w"]
+    logits: Float[Tensor, "b 1 t h w"]
+
+    @property
+    def sample(self) -> Float[Tensor, "b c t h w"]:
+        """The mixture. The share learns by nothing that becomes of it (`model.training.editing.editing_loss`)."""
+        return self.own.lerp(self.recalled, self.logits.sigmoid().detach())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +72,18 @@ class EncodedMemory:
     Attributes:
         keys, values: of every block, in order; keys are not yet rotated.
         positions: (t, y, x) in base tokens, counted from the memory's own first frame.
+        colours: what its patches show of colours (`model.colour`); None for a network that does not look.
     """
 
     role: MemoryRole
     keys: tuple[Float[Tensor, "b n h d"], ...]
     values: tuple[Float[Tensor, "b n h d"], ...]
     positions: Float[Tensor, "1 n 3"]
-    colours: RecalledColours | None = None
+    colours: Float[Tensor, "b n k"] | None = None
 
     @property
     def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values, *([] if self.colours is None else [self.colours])))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,8 +87,8 @@ class Batch:
     sigma: Float[Tensor, "b"]
     mask: Bool[Tensor, "b t h w"]
     """Where the edit changes the picture."""
-    begins: Bool[Tensor, "b"]
-    """Whether the target's frames begin with their segment's first one."""
+    begins: Bool[Tensor, "videos b"]
+    """Whether the frames begin with their segment's first one: those of the target, then of every memory."""
     memory: tuple[MemoryBatch, ...]
     merging: Merging | None
     """How memory frames are thinned in this batch."""
@@ -102,10 +102,7 @@ class Batch:
         tensors: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        memory = tuple(
-            replace(item, latents=item.latents.to(device), begins=None if item.begins is None else item.begins.to(device))
-            for item in self.memory
-        )
+        memory = tuple(replace(item, latents=item.latents.to(device)) for item in self.memory)
         return replace(self, memory=memory, **tensors)
 
     def shards(self, count: int) -> list["Batch"]:
@@ -119,11 +116,8 @@ class Batch:
                 noise=self.noise[part],
                 sigma=self.sigma[part],
                 mask=self.mask[part],
-                begins=self.begins[part],
-                memory=tuple(
-                    replace(item, latents=item.latents[part], begins=None if item.begins is None else item.begins[part])
-                    for item in self.memory
-                ),
+                begins=self.begins[:, part],
+                memory=tuple(replace(item, latents=item.latents[part]) for item in self.memory),
                 merging=self.merging,
                 memory_sigma=None if self.memory_sigma is None else self.memory_sigma[part],
             )
@@ -228,20 +222,20 @@ class BatchSampler:
                 return edited
             return source + mix(edited - source, mixing, self.colour_maps, starts)
 
-        source, x_0, mask, begins = cut([target for target, _ in drawn])
-        x_0 = mixed(source, x_0, begins)
-        memory = []
+        source, x_0, mask, starts = cut([target for target, _ in drawn])
+        x_0 = mixed(source, x_0, starts)
+        memory, begins = [], [starts]
         is_sourceless = bool(layout) and float(torch.rand((), generator=generator)) < SOURCELESS_PROBABILITY
         for place, (role, kernel) in enumerate(layout):
             clean_source, edited, _, starts = cut([memories[place] for _, memories in drawn])
+            begins.append(starts)
             edited = mixed(clean_source, edited, starts)
             # Only the edited half is ever generated; the source half is always exact.
             level = self.memory_noise * torch.rand(len(edited), 1, 1, 1, 1, generator=generator)
             edited = edited + level * torch.randn(edited.shape, generator=generator)
             if is_sourceless:
                 clean_source = torch.zeros_like(clean_source)
-            latents = torch.cat([edited, clean_source], dim=1)
-            memory.append(MemoryBatch(role=role, kernel=kernel, latents=latents, begins=starts))
+            memory.append(MemoryBatch(role=role, kernel=kernel, latents=torch.cat([edited, clean_source], dim=1)))
         instructions = [segments.instructions[int(segments.world[target])] for target, _ in drawn]
         noise = torch.randn(x_0.shape, generator=generator)
         sigma = shift_sigma(torch.rand(len(drawn), generator=generator), self.shift)
@@ -266,7 +260,7 @@ class BatchSampler:
             noise=noise,
             sigma=sigma,
             mask=mask,
-            begins=begins,
+            begins=torch.stack(begins),
             memory=tuple(memory),
             merging=merging,
             memory_sigma=memory_sigma,
