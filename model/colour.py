@@ -104,7 +104,10 @@ class ColourHead(nn.Module):
         # Likeness is a small difference of large numbers: too small for bfloat16.
         with torch.autocast(shown.device.type, enabled=False):
             found = F.scaled_dot_product_attention(
-                wanted.flatten(2).transpose(1, 2), shown[..., : RECALL_WIDTH + 5], shown[..., RECALL_WIDTH + 2 :], scale=1.0
+                wanted.flatten(2).transpose(1, 2),
+                shown[..., : RECALL_WIDTH + 5],
+                shown[..., RECALL_WIDTH + 2 :],
+                scale=1.0,
             )
         seen, change, gains = found.transpose(1, 2).unflatten(2, shape).split([3, 1, COLOUR_MAPS], dim=1)
         distance = (seen - colours).square().sum(1, keepdim=True)

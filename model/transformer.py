@@ -464,5 +464,7 @@ class MemoryTransformer3DModel(
         choice = None
         if self.colour_head is not None:
             source = hidden_states[:, self.config.out_channels :]
-            sample, choice = self.colour_head(sample, tokens, source, begins, torch.cat(shown, dim=1) if shown else None)
+            sample, choice = self.colour_head(
+                sample, tokens, source, begins, torch.cat(shown, dim=1) if shown else None
+            )
         return MemoryTransformerOutput(sample=sample, choice=choice) if return_dict else (sample,)

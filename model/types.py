@@ -83,7 +83,9 @@ class EncodedMemory:
 
     @property
     def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values, *([] if self.colours is None else [self.colours])))
+        return sum(
+            tensor.nbytes for tensor in (*self.keys, *self.values, *([] if self.colours is None else [self.colours]))
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,7 +74,9 @@ class Editing(nn.Module):
             return output, batch.noise - batch.x_0, None
         # What the network made of its memories is to be kept, right or not: nothing is learned of whom to trust.
         is_own = batch.memory_sigma is not None
-        choice = None if mixed is None or is_own else (batch.source + mixed.own, batch.source + mixed.recalled, mixed.logits)
+        choice = (
+            None if mixed is None or is_own else (batch.source + mixed.own, batch.source + mixed.recalled, mixed.logits)
+        )
         return predicted_x_0(output, x_t, batch.sigma, source=batch.source, prediction_type=kind), batch.x_0, choice
 
     def predict(
@@ -157,27 +159,31 @@ def editing_loss(
     column for the first latent frame and one for the others.
 
     `choice` is learned as one between two experts, by which is right at a position: what memories show is a little better than the network
-    inside the object and much worse everywhere else, and squared error alone closes the gate everywhere.
+    inside the object and much worse everywhere else, so squared error alone closes the gate everywhere. The network learns from all of its
+    own output, chosen or not: else what is chosen less gets worse, and is chosen less.
     """
     frames = truth.shape[2]
     weight = torch.cat([channel_weight[:, :1], channel_weight[:, 1:].expand(-1, frames - 1)], dim=1)
+    area = mask.sum((2, 3))
+    count = area.sum(1).clamp_min(8)
 
     def error_of(x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b t h w"]:
         return ((x - truth).square() * weight[None, :, :, None, None]).mean(1)
 
-    difference, error = predicted - truth, error_of(predicted)
-    choosing = difference.new_zeros(())
+    def loss_of(x: Float[Tensor, "b c t h w"]) -> tuple[Float[Tensor, ""], Float[Tensor, "b"]]:
+        error = error_of(x)
+        edited = (error * mask).sum((1, 2, 3)) / count
+        mean = ((x - truth) * mask[:, None]).sum((3, 4)) / area[:, None].clamp_min(1)
+        look = ((mean.square() * weight).mean(1) * area).sum(1) / count
+        return error.mean() + edit_weight * edited.mean() + look_weight * look.mean(), edited.detach()
+
+    loss, edited = loss_of(predicted)
     if choice is not None:
         own, recalled, logits = choice
         is_recalled = (CHOICE_SHARPNESS * (error_of(own) - error_of(recalled))).sigmoid().detach()
         wrong = F.binary_cross_entropy_with_logits(logits[:, 0], is_recalled, reduction="none")
-        choosing = wrong.mean() + (wrong * mask).sum() / mask.sum().clamp_min(8)
-    count = mask.sum((1, 2, 3)).clamp_min(8)
-    edited = (error * mask).sum((1, 2, 3)) / count
-    area = mask.sum((2, 3))
-    mean = (difference * mask[:, None]).sum((3, 4)) / area[:, None].clamp_min(1)
-    look = ((mean.square() * weight).mean(1) * area).sum(1) / count
-    return error.mean() + edit_weight * edited.mean() + look_weight * look.mean() + choosing, edited.detach()
+        loss = loss + loss_of(own)[0] + wrong.mean() + (wrong * mask).sum() / mask.sum().clamp_min(8)
+    return loss, edited
 
 
 def channel_weights(codec: VideoCodec) -> Float[Tensor, "c 2"]:

@@ -46,7 +46,8 @@ def test_the_head_starts_silent_and_knows_first_frames_from_groups() -> None:
     assert not head(torch.zeros_like(source), tokens, source, None)[0].any()
     torch.nn.init.normal_(head.gains.weight)
     whole, inner, mixed = (
-        head(torch.zeros_like(source), tokens, source, begins)[0] for begins in (None, torch.tensor([False, False]), torch.tensor([True, False]))
+        head(torch.zeros_like(source), tokens, source, begins)[0]
+        for begins in (None, torch.tensor([False, False]), torch.tensor([True, False]))
     )
     assert torch.equal(whole, head(torch.zeros_like(source), tokens, source, torch.tensor([True, True]))[0])
     assert torch.equal(whole[:, :, 1:], inner[:, :, 1:])
@@ -106,11 +107,15 @@ def test_a_target_finds_the_patches_that_are_like_it_and_were_changed() -> None:
     shown = torch.cat([head.show(torch.zeros(1, 3, 8), item) for item in items], dim=1)
     for colour, wanted in zip(before, after, strict=True):
         source = flat([part + 0.02 for part in colour], codec)
-        found = codec.decode(source + head(torch.randn_like(source), torch.randn(1, 12, 8), source, None, shown)[0]).mean((0, 2, 3, 4))
+        found = codec.decode(
+            source + head(torch.randn_like(source), torch.randn(1, 12, 8), source, None, shown)[0]
+        ).mean((0, 2, 3, 4))
         torch.testing.assert_close(found, torch.tensor(wanted), rtol=0, atol=0.08)
     head.weights.bias.copy_(torch.tensor([-30.0, 0.0, 0.0, 0.0]).repeat(4))
     source = flat(before[0], codec)
-    found = codec.decode(source + head(torch.randn_like(source), torch.randn(1, 12, 8), source, None, shown)[0]).mean((0, 2, 3, 4))
+    found = codec.decode(source + head(torch.randn_like(source), torch.randn(1, 12, 8), source, None, shown)[0]).mean(
+        (0, 2, 3, 4)
+    )
     torch.testing.assert_close(found, (torch.tensor(before[0]) + torch.tensor(after[0])) / 2, rtol=0, atol=0.02)
 
 
