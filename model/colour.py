@@ -5,9 +5,10 @@ latent position, how much of each of nine such maps (from one of R, G, B to one 
 textured inside the patch stays as it is in the source.
 
 A memory shows what an earlier edit did: the gains that turn the colour of a patch of its source into that of its edit. The target looks
-for patches whose source is like its own and takes their gains over as they are; a colour that goes through a network's normalised
-activations arrives changed. A gate, at every latent position, decides between this and all that the network says itself. Likeness begins
-as that of colours: from nothing the network learns none, since the gate closes first (docs/decisions.md, 2026-11-26).
+for patches that changed, those whose source is like its own before others, and takes their gains over as they are; a colour that
+goes through a network's normalised activations arrives changed. At every latent position the network then chooses between what it
+says itself, no change, and what memories show. Nothing of the looking is learned: it gave way to what is right of the background,
+which the choice is for (docs/decisions.md, 2026-11-26).
 
 Only for `PatchCodec`; published Wan networks have no such head. Ours; a pointer network's copying (Vinyals et al., 2015) is the idea's source.
 
@@ -26,16 +27,16 @@ from model.codec import COLOUR_MAPS, PatchCodec
 from model.patchify import pad_to_kernel, unpatchify
 from model.types import ColourChoice, Kernel, MemoryBatch
 
-RECALL_WIDTH = 16
-"""Of the learned part of queries and keys."""
 SHARPNESS, PULL = 100.0, 80.0
-"""At the start: what the squared distance of two colours in [0, 1] takes from their likeness, and what the length of a change adds to it; the
-network multiplies both at every latent position."""
+"""What the squared distance of two colours in [0, 1] takes from their likeness, and what the length of a change adds to it."""
 DARK = 3e-3
 """Added to the squared length of a source's colour: what happens to a colour much darker says nothing of others."""
-GATE_START, GATE_CHANGE, GATE_DISTANCE = -1.0, 10.0, -100.0
-"""At the start: the gate's bias, and what the length of the change that was found and the squared distance of its source's colour add; the
-network multiplies the last two."""
+EXPERTS = 3
+"""The network's own change, none, and what memories show."""
+STARTS = (0.0, -6.0, -1.0)
+"""Their logits before anything is learned."""
+TRUST_CHANGE, TRUST_DISTANCE = 10.0, -100.0
+"""What the length of the change that was found, and the squared distance of its source's colour, add to the logit of what memories show."""
 
 
 class ColourHead(nn.Module):
@@ -49,13 +50,12 @@ class ColourHead(nn.Module):
         super().__init__()
         self.patch = patch
         self.gains = nn.Linear(width, COLOUR_MAPS * prod(patch))
-        self.gate = nn.Linear(width, prod(patch))
-        self.query = nn.Linear(width, RECALL_WIDTH * prod(patch))
-        self.key = nn.Sequential(nn.Linear(width, RECALL_WIDTH), nn.SiLU(), nn.Linear(RECALL_WIDTH, RECALL_WIDTH))
-        self.weights = nn.Linear(width, 4 * prod(patch))
-        for layer, bias in ((self.gains, 0.0), (self.gate, GATE_START), (self.query, 0.0), (self.weights, 0.0)):
-            nn.init.zeros_(layer.weight)
-            nn.init.constant_(layer.bias, bias)
+        self.choice = nn.Linear(width, EXPERTS * prod(patch))
+        nn.init.zeros_(self.gains.weight)
+        nn.init.zeros_(self.gains.bias)
+        nn.init.zeros_(self.choice.weight)
+        with torch.no_grad():
+            self.choice.bias.copy_(torch.tensor(STARTS).repeat(prod(patch)))
         for name in ("first", "group"):
             self.register_buffer(name, torch.zeros(COLOUR_MAPS, channels, channels + 1))
         self.register_buffer("mean_colour", torch.zeros(3, channels + 1))
@@ -66,13 +66,10 @@ class ColourHead(nn.Module):
         for name, maps in zip(("first", "group"), codec.colour_maps(), strict=True):
             self.get_buffer(name).copy_(maps)
 
-    def show(self, tokens: Float[Tensor, "b n d"], memory: MemoryBatch) -> Float[Tensor, "b n k"]:
-        """What every patch of a memory shows a target, at the position that changed most: a key to find it by, and the gains that its edit was.
+    def show(self, memory: MemoryBatch) -> Float[Tensor, "b n 14"]:
+        """What every patch of a memory shows, at the position that changed most: how much, from which colour, and the gains.
 
-        The gains turn the colour of the source there into that of the edit, and a darker or lighter one as light would.
-
-        Args:
-            tokens: the memory's, as they enter the network.
+        These turn the colour of the source there into that of the edit, and a darker or lighter one as light would.
         """
         kt, kh, kw = memory.kernel
         edited, source = (
@@ -86,32 +83,24 @@ class ColourHead(nn.Module):
         edited, source = (part.gather(2, most)[:, :, 0] for part in (edited, source))
         change, length = edited - source, source.square().sum(-1, keepdim=True)
         gains = change[..., :, None] * (source / (length + DARK))[..., None, :]
-        size = change.norm(dim=-1, keepdim=True)
-        return torch.cat([self.key(tokens).float(), size, length, source, size, gains.flatten(2)], dim=-1)
+        return torch.cat([change.norm(dim=-1, keepdim=True), length, source, gains.flatten(2)], dim=-1)
 
     def recall(
-        self, tokens: Float[Tensor, "b n d"], source: Float[Tensor, "b c t h w"], shown: Float[Tensor, "b m k"]
+        self, source: Float[Tensor, "b c t h w"], shown: Float[Tensor, "b m 14"]
     ) -> tuple[Float[Tensor, "b 9 t h w"], Float[Tensor, "b 1 t h w"]]:
-        """For every latent position the gains of the patches like it, and the logits of their share."""
-        shape, colours = source.shape[2:], self.colours(source.float())
-        query, gate, weights = (
-            unpatchify(layer(tokens), shape, self.patch).float() for layer in (self.query, self.gate, self.weights)
-        )
-        starts = weights.new_tensor([PULL, SHARPNESS, GATE_CHANGE, GATE_DISTANCE]).view(1, -1, 1, 1, 1)
-        pull, sharpness, by_change, by_distance = (starts * weights.exp()).split(1, dim=1)
+        """For every latent position the gains of the patches that changed and are like it, and what speaks for them."""
+        colours = self.colours(source.float())
+        one = torch.ones_like(colours[:, :1])
         # Less the squared distance of the colours, but for what is the same of all patches.
-        wanted = torch.cat([query / RECALL_WIDTH**0.5, pull, -sharpness, 2 * sharpness * colours], dim=1)
+        wanted = torch.cat([PULL * one, -SHARPNESS * one, 2 * SHARPNESS * colours], dim=1).flatten(2).transpose(1, 2)
         # Likeness is a small difference of large numbers: too small for bfloat16.
         with torch.autocast(shown.device.type, enabled=False):
-            found = F.scaled_dot_product_attention(
-                wanted.flatten(2).transpose(1, 2),
-                shown[..., : RECALL_WIDTH + 5],
-                shown[..., RECALL_WIDTH + 2 :],
-                scale=1.0,
-            )
-        seen, change, gains = found.transpose(1, 2).unflatten(2, shape).split([3, 1, COLOUR_MAPS], dim=1)
+            found = F.scaled_dot_product_attention(wanted, shown[..., :5], shown, scale=1.0)
+        change, _, seen, gains = (
+            found.transpose(1, 2).unflatten(2, source.shape[2:]).split([1, 1, 3, COLOUR_MAPS], dim=1)
+        )
         distance = (seen - colours).square().sum(1, keepdim=True)
-        return gains, gate + by_change * change + by_distance * distance
+        return gains, TRUST_CHANGE * change + TRUST_DISTANCE * distance
 
     def colours(self, latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b 3 t h w"]:
         """Mean RGB, in [0, 1], of what every latent position decodes to."""
@@ -126,22 +115,25 @@ class ColourHead(nn.Module):
         source: Float[Tensor, "b c t h w"],
         begins: Bool[Tensor, "b"] | None,
         shown: Float[Tensor, "b m k"] | None = None,
-    ) -> tuple[Float[Tensor, "b c t h w"], ColourChoice | None]:
-        """The network's whole output: with no memory its own, else what was chosen of that and of what memories show.
+    ) -> ColourChoice:
+        """What may be added to the source, and which of it.
 
         Args:
-            sample: its free output, to which the change of colours is added.
+            sample: the network's free output, to which its own change of colours is added.
             tokens: the last ones, of the target.
             begins: whether the target begins with its segment's first frame, which the codec encodes by itself; None: it does.
             shown: by all memories (`show`).
         """
         shape = source.shape[2:]
-        own = sample + self.change(unpatchify(self.gains(tokens), shape, self.patch), source, begins)
+        own = (sample + self.change(unpatchify(self.gains(tokens), shape, self.patch), source, begins)).float()
+        logits = unpatchify(self.choice(tokens), shape, self.patch).float()
+        changes = [own, torch.zeros_like(own)]
         if shown is None:
-            return own, None
-        gains, logits = self.recall(tokens, source, shown)
-        choice = ColourChoice(own=own.float(), recalled=self.change(gains, source, begins).float(), logits=logits)
-        return choice.sample, choice
+            return ColourChoice(changes=torch.stack(changes, dim=1), logits=logits[:, :-1])
+        gains, trust = self.recall(source, shown)
+        changes.append(self.change(gains, source, begins).float())
+        logits = torch.cat([logits[:, :-1], logits[:, -1:] + trust], dim=1)
+        return ColourChoice(changes=torch.stack(changes, dim=1), logits=logits)
 
     def change(
         self, gains: Float[Tensor, "b 9 t h w"], source: Float[Tensor, "b c t h w"], begins: Bool[Tensor, "b"] | None

@@ -156,7 +156,7 @@ def timestep_runs(
 
 @dataclass
 class MemoryTransformerOutput(Transformer2DModelOutput):  # type: ignore[misc]
-    """`choice` is what a colour head mixed into `sample`, where there is one and memory."""
+    """`choice` is what `sample` was mixed of, in a network with a colour head."""
 
     choice: ColourChoice | None = None
 
@@ -299,7 +299,7 @@ class MemoryTransformer3DModel(
         if self.config.memory_positions == "reversed":
             t, y, x = group.positions.unbind(-1)
             group = replace(group, positions=torch.stack([t.max() + t.min() - t, y, x], dim=-1))
-        return group if self.colour_head is None else replace(group, colours=self.colour_head.show(group.tokens, item))
+        return group if self.colour_head is None else replace(group, colours=self.colour_head.show(item))
 
     def tokenize(
         self, hidden_states: Float[Tensor, "b c t h w"], memory: Sequence[MemoryBatch], *, num_range_frames: int
@@ -464,7 +464,6 @@ class MemoryTransformer3DModel(
         choice = None
         if self.colour_head is not None:
             source = hidden_states[:, self.config.out_channels :]
-            sample, choice = self.colour_head(
-                sample, tokens, source, begins, torch.cat(shown, dim=1) if shown else None
-            )
+            choice = self.colour_head(sample, tokens, source, begins, torch.cat(shown, dim=1) if shown else None)
+            sample = choice.sample
         return MemoryTransformerOutput(sample=sample, choice=choice) if return_dict else (sample,)

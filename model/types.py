@@ -50,16 +50,15 @@ class MemoryBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class ColourChoice:
-    """What `model.colour.ColourHead` mixed into a network's output: the network's own, and what memories show, by `logits`' share."""
+    """What `model.colour.ColourHead` may add to the source, the network's own change first, and the logits of which it is."""
 
-    own: Float[Tensor, "b c t h w"]
-    recalled: Float[Tensor, "b c t h w"]
-    logits: Float[Tensor, "b 1 t h w"]
+    changes: Float[Tensor, "b e c t h w"]
+    logits: Float[Tensor, "b e t h w"]
 
     @property
     def sample(self) -> Float[Tensor, "b c t h w"]:
-        """The mixture. The share learns by nothing that becomes of it (`model.training.editing.editing_loss`)."""
-        return self.own.lerp(self.recalled, self.logits.sigmoid().detach())
+        """Their mixture. The shares learn by nothing that becomes of it (`model.training.editing.editing_loss`)."""
+        return (self.changes * self.logits.softmax(1).detach()[:, :, None]).sum(1)
 
 
 @dataclass(frozen=True, kw_only=True)

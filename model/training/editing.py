@@ -24,8 +24,8 @@ from model.weights import MEMORY_MODULES
 
 CHOICE_SHARPNESS = 300.0
 """How much better one of two colours must be for the choice between them to be sure: about 0.02 of [0, 1]."""
-Choice = tuple[Float[Tensor, "b c t h w"], Float[Tensor, "b c t h w"], Float[Tensor, "b 1 t h w"]]
-"""x_0 as the network says it and as memories show it, and the logits of the second's share."""
+Choice = tuple[Float[Tensor, "b e c t h w"], Float[Tensor, "b e t h w"]]
+"""x_0 as each of several say it, the network first, and the logits of whom to believe."""
 
 SELF_ATTENTION = r"blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)"
 
@@ -72,11 +72,11 @@ class Editing(nn.Module):
         kind = self.transformer.config.prediction_type
         if kind == "velocity":
             return output, batch.noise - batch.x_0, None
-        # What the network made of its memories is to be kept, right or not: nothing is learned of whom to trust.
-        is_own = batch.memory_sigma is not None
-        choice = (
-            None if mixed is None or is_own else (batch.source + mixed.own, batch.source + mixed.recalled, mixed.logits)
-        )
+        choice = None
+        if mixed is not None:
+            # What the network made of its memories is to be kept, right or not: it teaches nothing of whom to trust.
+            logits = mixed.logits if batch.memory_sigma is None else mixed.logits.detach()
+            choice = batch.source[:, None] + mixed.changes, logits
         return predicted_x_0(output, x_t, batch.sigma, source=batch.source, prediction_type=kind), batch.x_0, choice
 
     def predict(
@@ -158,7 +158,7 @@ def editing_loss(
     it has in common in a frame: memory is to keep it, and it is a tenth of the region's error. `channel_weight` holds a
     column for the first latent frame and one for the others.
 
-    `choice` is learned as one between two experts, by which is right at a position: what memories show is a little better than the network
+    `choice` is learned as one between experts, by which is right at a position: what memories show is a little better than the network
     inside the object and much worse everywhere else, so squared error alone closes the gate everywhere. The network learns from all of its
     own output, chosen or not: else what is chosen less gets worse, and is chosen less.
     """
@@ -179,10 +179,11 @@ def editing_loss(
 
     loss, edited = loss_of(predicted)
     if choice is not None:
-        own, recalled, logits = choice
-        is_recalled = (CHOICE_SHARPNESS * (error_of(own) - error_of(recalled))).sigmoid().detach()
-        wrong = F.binary_cross_entropy_with_logits(logits[:, 0], is_recalled, reduction="none")
-        loss = loss + loss_of(own)[0] + wrong.mean() + (wrong * mask).sum() / mask.sum().clamp_min(8)
+        said, logits = choice
+        errors = torch.stack([error_of(x) for x in said.unbind(1)], dim=1)
+        is_right = (-CHOICE_SHARPNESS * errors).softmax(1).detach()
+        wrong = -(is_right * logits.log_softmax(1)).sum(1)
+        loss = loss + loss_of(said[:, 0])[0] + wrong.mean() + (wrong * mask).sum() / mask.sum().clamp_min(8)
     return loss, edited
 
 
