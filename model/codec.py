@@ -60,10 +60,18 @@ class PatchCodec(ModelMixin, ConfigMixin):
     def group_frames(self) -> int:
         return int(self.config.group_frames)
 
-    def colour_maps(self) -> tuple[Float[Tensor, "9 c c1"], Float[Tensor, "9 c c1"]]:
-        """What adding one colour (about mid-grey) to another does to latents, as far as they can hold it: [*, C, :C] @ latent + [*, C, C].
+    def mean_colour(self) -> Float[Tensor, "3 c1"]:
+        """The mean RGB, in [0, 1], of what a latent decodes to: [*, :C] @ latent + [*, C].
 
-        Map 3 i + j adds colour j to colour i.
+        It lies in the shared channels, and so is the same of a first frame and of a group.
+        """
+        colours = rearrange(self.group_decode, "(p c f) k -> c (p f) k", c=3, f=self.group_frames).mean(1)
+        return torch.cat([colours * self.group_std, (colours @ self.group_mean + 0.5)[:, None]], dim=1)
+
+    def colour_maps(self) -> tuple[Float[Tensor, "9 c c1"], Float[Tensor, "9 c c1"]]:
+        """What adding one colour to another does to latents, as far as they can hold it: [*, C, :C] @ latent + [*, C, C].
+
+        Map 3 i + j adds colour j to colour i; black stays black.
 
         Returns:
             those of first frames and those of groups.
@@ -79,7 +87,8 @@ class PatchCodec(ModelMixin, ConfigMixin):
             for place in torch.eye(COLOUR_MAPS).view(COLOUR_MAPS, 3, 3):
                 mixed = torch.kron(torch.eye(positions), torch.kron(place, torch.eye(frames)))
                 linear = encode @ mixed @ decode
-                maps.append(torch.cat([linear * std / std[:, None], (linear @ mean / std)[:, None]], dim=1))
+                constant = linear @ mean + 0.5 * encode @ mixed.sum(1)
+                maps.append(torch.cat([linear * std / std[:, None], (constant / std)[:, None]], dim=1))
             found.append(torch.stack(maps))
         return found[0], found[1]
 

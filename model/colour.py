@@ -1,53 +1,143 @@
-"""`ColourHead`: what an edit adds, as a change of the source's own colours.
+"""`ColourHead`: what an edit adds, as a change of the source's own colours: the network's own change, or one that a memory shows.
 
 A linear codec's latents of a recoloured patch are a linear map of the source's. So beside its free output the network says, for every
 latent position, how much of each of nine such maps (from one of R, G, B to one of R, G, B) is added. What moves, shines or is
-textured inside the patch stays as it is in the source. Only for `PatchCodec`; published Wan networks have no such head.
+textured inside the patch stays as it is in the source.
 
-Legend: C channels of a latent.
+A memory shows what an earlier edit did: the gains that turn the colour of a patch of its source into that of its edit. The target looks
+for patches that changed, those whose source is like its own before others, and takes their gains over as they are; a colour that
+goes through a network's normalised activations arrives changed. At every latent position the network then chooses between what it
+says itself, no change, and what memories show. Nothing of the looking is learned: it gave way to what is right of the background,
+which the choice is for (docs/decisions.md, 2026-11-26).
+
+Only for `PatchCodec`; published Wan networks have no such head. Ours; a pointer network's copying (Vinyals et al., 2015) is the idea's source.
+
+Legend: B batch, N tokens, D width, C channels of a latent.
 """
 
 from math import prod
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from model.codec import COLOUR_MAPS, PatchCodec
-from model.patchify import unpatchify
-from model.types import Kernel
+from model.patchify import pad_to_kernel, unpatchify
+from model.types import ColourChoice, Kernel, MemoryBatch
+
+SHARPNESS, PULL = 100.0, 80.0
+"""What the squared distance of two colours in [0, 1] takes from their likeness, and what the length of a change adds to it."""
+DARK = 3e-3
+"""Added to the squared length of a source's colour: what happens to a colour much darker says nothing of others."""
+EXPERTS = 3
+"""The network's own change, none, and what memories show."""
+STARTS = (0.0, -6.0, -1.0)
+"""Their logits before anything is learned."""
+TRUST_CHANGE, TRUST_DISTANCE = 10.0, -100.0
+"""What the length of the change that was found, and the squared distance of its source's colour, add to the logit of what memories show."""
 
 
 class ColourHead(nn.Module):
-    """Starts silent. The maps are the codec's (`set_maps`), kept with the weights and not trained."""
+    """Starts silent where there is no memory. The maps are the codec's (`set_maps`), kept with the weights and not trained."""
 
     first: Tensor
     group: Tensor
+    mean_colour: Tensor
 
     def __init__(self, width: int, channels: int, patch: Kernel) -> None:
         super().__init__()
         self.patch = patch
         self.gains = nn.Linear(width, COLOUR_MAPS * prod(patch))
+        self.choice = nn.Linear(width, EXPERTS * prod(patch))
         nn.init.zeros_(self.gains.weight)
         nn.init.zeros_(self.gains.bias)
+        nn.init.zeros_(self.choice.weight)
+        with torch.no_grad():
+            self.choice.bias.copy_(torch.tensor(STARTS).repeat(prod(patch)))
         for name in ("first", "group"):
             self.register_buffer(name, torch.zeros(COLOUR_MAPS, channels, channels + 1))
+        self.register_buffer("mean_colour", torch.zeros(3, channels + 1))
 
     def set_maps(self, codec: PatchCodec) -> None:
         """Take the maps of the codec whose latents the network edits."""
+        self.mean_colour.copy_(codec.mean_colour())
         for name, maps in zip(("first", "group"), codec.colour_maps(), strict=True):
             self.get_buffer(name).copy_(maps)
 
+    def show(self, memory: MemoryBatch) -> Float[Tensor, "b n 14"]:
+        """What every patch of a memory shows, at the position that changed most: how much, from which colour, and the gains.
+
+        These turn the colour of the source there into that of the edit, and a darker or lighter one as light would.
+        """
+        kt, kh, kw = memory.kernel
+        edited, source = (
+            rearrange(
+                pad_to_kernel(self.colours(part), memory.kernel),
+                "b c (t kt) (h kh) (w kw) -> b (t h w) (kt kh kw) c", kt=kt, kh=kh, kw=kw,
+            )
+            for part in memory.latents.float().chunk(2, dim=1)
+        )  # fmt: skip
+        most = (edited - source).square().sum(-1).argmax(-1)[..., None, None].expand(-1, -1, 1, 3)
+        edited, source = (part.gather(2, most)[:, :, 0] for part in (edited, source))
+        change, length = edited - source, source.square().sum(-1, keepdim=True)
+        gains = change[..., :, None] * (source / (length + DARK))[..., None, :]
+        return torch.cat([change.norm(dim=-1, keepdim=True), length, source, gains.flatten(2)], dim=-1)
+
+    def recall(
+        self, source: Float[Tensor, "b c t h w"], shown: Float[Tensor, "b m 14"]
+    ) -> tuple[Float[Tensor, "b 9 t h w"], Float[Tensor, "b 1 t h w"]]:
+        """For every latent position the gains of the patches that changed and are like it, and what speaks for them."""
+        colours = self.colours(source.float())
+        one = torch.ones_like(colours[:, :1])
+        # Less the squared distance of the colours, but for what is the same of all patches.
+        wanted = torch.cat([PULL * one, -SHARPNESS * one, 2 * SHARPNESS * colours], dim=1).flatten(2).transpose(1, 2)
+        # Likeness is a small difference of large numbers: too small for bfloat16.
+        with torch.autocast(shown.device.type, enabled=False):
+            found = F.scaled_dot_product_attention(wanted, shown[..., :5], shown, scale=1.0)
+        change, _, seen, gains = (
+            found.transpose(1, 2).unflatten(2, source.shape[2:]).split([1, 1, 3, COLOUR_MAPS], dim=1)
+        )
+        distance = (seen - colours).square().sum(1, keepdim=True)
+        return gains, TRUST_CHANGE * change + TRUST_DISTANCE * distance
+
+    def colours(self, latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b 3 t h w"]:
+        """Mean RGB, in [0, 1], of what every latent position decodes to."""
+        linear, constant = self.mean_colour.float().tensor_split([latents.shape[1]], dim=1)
+        with torch.autocast(latents.device.type, enabled=False):
+            return torch.einsum("kc,bcthw->bkthw", linear, latents) + constant[:, :, None, None]
+
     def forward(
-        self, tokens: Float[Tensor, "b n d"], source: Float[Tensor, "b c t h w"], begins: Bool[Tensor, "b"] | None
-    ) -> Float[Tensor, "b c t h w"]:
-        """What is added to the source.
+        self,
+        sample: Float[Tensor, "b c t h w"],
+        tokens: Float[Tensor, "b n d"],
+        source: Float[Tensor, "b c t h w"],
+        begins: Bool[Tensor, "b"] | None,
+        shown: Float[Tensor, "b m k"] | None = None,
+    ) -> ColourChoice:
+        """What may be added to the source, and which of it.
 
         Args:
+            sample: the network's free output, to which its own change of colours is added.
             tokens: the last ones, of the target.
             begins: whether the target begins with its segment's first frame, which the codec encodes by itself; None: it does.
+            shown: by all memories (`show`).
         """
-        gains = unpatchify(self.gains(tokens), source.shape[2:], self.patch)
+        shape = source.shape[2:]
+        own = (sample + self.change(unpatchify(self.gains(tokens), shape, self.patch), source, begins)).float()
+        logits = unpatchify(self.choice(tokens), shape, self.patch).float()
+        changes = [own, torch.zeros_like(own)]
+        if shown is None:
+            return ColourChoice(changes=torch.stack(changes, dim=1), logits=logits[:, :-1])
+        gains, trust = self.recall(source, shown)
+        changes.append(self.change(gains, source, begins).float())
+        logits = torch.cat([logits[:, :-1], logits[:, -1:] + trust], dim=1)
+        return ColourChoice(changes=torch.stack(changes, dim=1), logits=logits)
+
+    def change(
+        self, gains: Float[Tensor, "b 9 t h w"], source: Float[Tensor, "b c t h w"], begins: Bool[Tensor, "b"] | None
+    ) -> Float[Tensor, "b c t h w"]:
         start = apply_maps(self.first, gains[:, :, :1], source[:, :, :1])
         if begins is not None:
             inner = apply_maps(self.group, gains[:, :, :1], source[:, :, :1])

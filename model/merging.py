@@ -79,8 +79,8 @@ def pad_to_even(frames: Float[Tensor, "n k h w"]) -> Float[Tensor, "n k h2 w2"]:
     return F.pad(frames, (0, width % 2, 0, height % 2), mode="replicate") if height % 2 or width % 2 else frames
 
 
-def merged_positions(positions: Float[Tensor, "b f n 3"], grid: tuple[int, int]) -> Float[Tensor, "b f m 3"]:
-    """Mean position of the tokens that are merged."""
+def merged_positions(positions: Float[Tensor, "b f n p"], grid: tuple[int, int]) -> Float[Tensor, "b f m p"]:
+    """Mean position of the tokens that are merged, and mean of what else is told of them."""
     frames = rearrange(positions, "b f (h w) p -> (b f) p h w", h=grid[0])
     return rearrange(F.avg_pool2d(pad_to_even(frames), 2), "(b f) p h w -> b f (h w) p", b=len(positions))
 
@@ -113,30 +113,38 @@ def thin(
     target = [span for span in group.spans if span.video == 0]
     memory = [span for span in group.spans if span.video != 0]
     tokens, spans = [group.tokens[:, : target[-1].end]], list(target)
-    positions = [group.positions[:, : target[-1].end].expand(batch, -1, -1)]
+    # Colours are thinned as positions are: what is merged shows a mean.
+    places = group.positions.expand(batch, -1, -1)
+    places = places if group.colours is None else torch.cat([places, group.colours], dim=-1)
+    kept_places = [places[:, : target[-1].end]]
 
-    def append(part: Float[Tensor, "b f n k"], places: Float[Tensor, "b f n 3"], grid: tuple[int, int]) -> None:
+    def append(part: Float[Tensor, "b f n k"], at: Float[Tensor, "b f n p"], grid: tuple[int, int]) -> None:
         for _ in range(part.shape[1]):
             start = spans[-1].end
             spans.append(FrameSpan(start=start, end=start + part.shape[2], video=None, frame=None, grid=grid))
         tokens.append(part.flatten(1, 2))
-        positions.append(places.flatten(1, 2))
+        kept_places.append(at.flatten(1, 2))
 
     for grid in dict.fromkeys(span.grid for span in memory):
         numbers = [number for number, span in enumerate(memory) if span.grid == grid]
         parts = torch.stack([group.tokens[:, memory[i].start : memory[i].end] for i in numbers], dim=1)
-        places = torch.stack([group.positions[:, memory[i].start : memory[i].end] for i in numbers], dim=1)
-        places = places.expand(batch, -1, -1, -1)
+        at = torch.stack([places[:, memory[i].start : memory[i].end] for i in numbers], dim=1)
         order = scores[:, numbers].argsort(dim=1, descending=merging.mode.endswith("high"), stable=True)
         count = round(merging.share * len(numbers))
         thinned, kept = order[:, :count].sort(dim=1).values, order[:, count:].sort(dim=1).values
         if kept.shape[1]:
-            append(take(parts, kept), take(places, kept), grid)
+            append(take(parts, kept), take(at, kept), grid)
         if count and merging.mode.startswith("merge"):
             assert compressor is not None
             half = (-(-grid[0] // 2), -(-grid[1] // 2))
-            append(compressor(take(parts, thinned), grid), merged_positions(take(places, thinned), grid), half)
-    return TokenGroup(tokens=torch.cat(tokens, dim=1), positions=torch.cat(positions, dim=1), spans=tuple(spans))
+            append(compressor(take(parts, thinned), grid), merged_positions(take(at, thinned), grid), half)
+    positions, colours = torch.cat(kept_places, dim=1).tensor_split([3], dim=-1)
+    return TokenGroup(
+        tokens=torch.cat(tokens, dim=1),
+        positions=positions,
+        spans=tuple(spans),
+        colours=None if group.colours is None else colours,
+    )
 
 
 def take(frames: Float[Tensor, "b f n k"], index: Int[Tensor, "b m"]) -> Float[Tensor, "b m n k"]:

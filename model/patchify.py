@@ -47,6 +47,8 @@ class TokenGroup:
     positions: Float[Tensor, "#b n 3"]
     """(t, y, x) in base-token units."""
     spans: tuple[FrameSpan, ...]
+    colours: Float[Tensor, "b n k"] | None = None
+    """What memory tokens show of colours (`model.colour.ColourHead.show`); of the target's tokens zeros."""
 
     @property
     def num_tokens(self) -> int:
@@ -118,11 +120,17 @@ def concatenate(groups: Sequence[TokenGroup]) -> TokenGroup:
     for group in groups:
         spans += [replace(span, start=span.start + offset, end=span.end + offset) for span in group.spans]
         offset += group.num_tokens
+    shown = [group.colours for group in groups if group.colours is not None]
     return TokenGroup(
         tokens=torch.cat([group.tokens for group in groups], dim=1),
         positions=torch.cat([group.positions for group in groups], dim=1),
         spans=tuple(spans),
+        colours=None if not shown else torch.cat([colours_of(group, like=shown[0]) for group in groups], dim=1),
     )
+
+
+def colours_of(group: TokenGroup, *, like: Float[Tensor, "b _ k"]) -> Float[Tensor, "b n k"]:
+    return like.new_zeros(len(like), group.num_tokens, like.shape[2]) if group.colours is None else group.colours
 
 
 def init_from_base(coarse: nn.Conv3d, base: nn.Conv3d) -> None:

@@ -15,7 +15,7 @@ Legend: B batch, N tokens (target first), L text tokens, D width.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -39,7 +39,7 @@ from model.memory import KERNELS, MemoryAttention, MemoryPositions, MemoryRole, 
 from model.merging import FrameCompressor, Merging, responsiveness, thin
 from model.patchify import TokenGroup, concatenate, init_from_base, patchify, unpatchify
 from model.rope import rotary_embedding
-from model.types import EncodedMemory, Kernel, MemoryBatch
+from model.types import ColourChoice, EncodedMemory, Kernel, MemoryBatch
 
 
 def merging_blocks(num_layers: int) -> tuple[int, int]:
@@ -154,6 +154,13 @@ def timestep_runs(
     return timestep[:, starts], [end - start for start, end in zip(starts, [*starts[1:], num_tokens], strict=True)]
 
 
+@dataclass
+class MemoryTransformerOutput(Transformer2DModelOutput):  # type: ignore[misc]
+    """`choice` is what `sample` was mixed of, in a network with a colour head."""
+
+    choice: ColourChoice | None = None
+
+
 class MemoryTransformer3DModel(
     ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
 ):
@@ -167,7 +174,8 @@ class MemoryTransformer3DModel(
         merging_blocks: blocks before which memory frames may be merged, each with a compressor of its own; the paper's are
             at a third and two thirds of the depth (`merging_blocks(num_layers)`). Joint attention only.
         memory_positions: "ranges", "reversed" or "shared"; see `model.memory.temporal_start`.
-        has_colour_head: the output also changes the source's own colours (`model.colour`); of networks on the linear codec.
+        has_colour_head: the output also changes the source's own colours, by itself or as memories show (`model.colour`); of networks
+            on the linear codec.
     """
 
     _supports_gradient_checkpointing = True
@@ -291,7 +299,7 @@ class MemoryTransformer3DModel(
         if self.config.memory_positions == "reversed":
             t, y, x = group.positions.unbind(-1)
             group = replace(group, positions=torch.stack([t.max() + t.min() - t, y, x], dim=-1))
-        return group
+        return group if self.colour_head is None else replace(group, colours=self.colour_head.show(item))
 
     def tokenize(
         self, hidden_states: Float[Tensor, "b c t h w"], memory: Sequence[MemoryBatch], *, num_range_frames: int
@@ -322,7 +330,13 @@ class MemoryTransformer3DModel(
                 tokens, key, value = block.encode_memory(tokens, temb, rotary_emb)
             keys.append(key)
             values.append(value)
-        return EncodedMemory(role=item.role, keys=tuple(keys), values=tuple(values), positions=group.positions)
+        return EncodedMemory(
+            role=item.role,
+            keys=tuple(keys),
+            values=tuple(values),
+            positions=group.positions,
+            colours=group.colours,
+        )
 
     def thin(
         self,
@@ -379,7 +393,7 @@ class MemoryTransformer3DModel(
         num_range_frames: int | None = None,
         merging: Merging | None = None,
         begins: Bool[Tensor, "b"] | None = None,
-    ) -> Transformer2DModelOutput | tuple[Tensor]:
+    ) -> "MemoryTransformerOutput | tuple[Tensor]":
         """Predict for the target tokens only.
 
         Args:
@@ -399,9 +413,11 @@ class MemoryTransformer3DModel(
         range_frames = num_range_frames or latent_shape[0]
         appended: list[MemoryBatch] = []
         read: list[KeysValues] | None = None
+        shown: list[Tensor] = []
         if self.is_isolated and memory:
             encoded = [item if isinstance(item, EncodedMemory) else self.encode_memory(item) for item in memory]
             read = self.read_memory(encoded, num_range_frames=range_frames)
+            shown = [item.colours for item in encoded if item.colours is not None]
         else:
             for item in memory:
                 if isinstance(item, EncodedMemory):
@@ -439,10 +455,15 @@ class MemoryTransformer3DModel(
             else:
                 tokens = block(*inputs)
 
+        if appended and group.colours is not None:
+            shown = [group.colours[:, num_target:]]
         tokens = tokens[:, :num_target]
         shift, scale = (self.scale_shift_table.unsqueeze(1) + temb.unsqueeze(2)).unbind(2)
         tokens = modulate(self.norm_out(tokens.float()), shift, scale, target_lengths).type_as(tokens)
         sample = unpatchify(self.proj_out(tokens), latent_shape, tuple(self.config.patch_size))
+        choice = None
         if self.colour_head is not None:
-            sample = sample + self.colour_head(tokens, hidden_states[:, self.config.out_channels :], begins)
-        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+            source = hidden_states[:, self.config.out_channels :]
+            choice = self.colour_head(sample, tokens, source, begins, torch.cat(shown, dim=1) if shown else None)
+            sample = choice.sample
+        return MemoryTransformerOutput(sample=sample, choice=choice) if return_dict else (sample,)

@@ -49,6 +49,19 @@ class MemoryBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ColourChoice:
+    """What `model.colour.ColourHead` may add to the source, the network's own change first, and the logits of which it is."""
+
+    changes: Float[Tensor, "b e c t h w"]
+    logits: Float[Tensor, "b e t h w"]
+
+    @property
+    def sample(self) -> Float[Tensor, "b c t h w"]:
+        """Their mixture. The shares learn by nothing that becomes of it (`model.training.editing.editing_loss`)."""
+        return (self.changes * self.logits.softmax(1).detach()[:, :, None]).sum(1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncodedMemory:
     """A memory as isolated attention reads it: what `MemoryTransformer3DModel.encode_memory` makes of one `MemoryBatch`.
 
@@ -58,16 +71,20 @@ class EncodedMemory:
     Attributes:
         keys, values: of every block, in order; keys are not yet rotated.
         positions: (t, y, x) in base tokens, counted from the memory's own first frame.
+        colours: what its patches show of colours (`model.colour`); None for a network that does not look.
     """
 
     role: MemoryRole
     keys: tuple[Float[Tensor, "b n h d"], ...]
     values: tuple[Float[Tensor, "b n h d"], ...]
     positions: Float[Tensor, "1 n 3"]
+    colours: Float[Tensor, "b n k"] | None = None
 
     @property
     def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+        return sum(
+            tensor.nbytes for tensor in (*self.keys, *self.values, *([] if self.colours is None else [self.colours]))
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,14 @@ from model.training.batches import Batch
 from model.training.config import Trained
 from model.training.segments import VideoCodec
 from model.transformer import MemoryTransformer3DModel
-from model.types import MemoryBatch
+from model.types import ColourChoice, MemoryBatch
 from model.wan import WanTextEncoder
 from model.weights import MEMORY_MODULES
+
+CHOICE_SHARPNESS = 300.0
+"""How much better one of two colours must be for the choice between them to be sure: about 0.02 of [0, 1]."""
+Choice = tuple[Float[Tensor, "b e c t h w"], Float[Tensor, "b e t h w"]]
+"""x_0 as each of several say it, the network first, and the logits of whom to believe."""
 
 SELF_ATTENTION = r"blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)"
 
@@ -50,23 +55,28 @@ class Editing(nn.Module):
 
     def forward(
         self, batch: Batch, *, num_range_frames: int
-    ) -> tuple[Float[Tensor, "b c t h w"], Float[Tensor, "b c t h w"]]:
+    ) -> tuple[Float[Tensor, "b c t h w"], Float[Tensor, "b c t h w"], Choice | None]:
         """What a batch should lead to and what the network makes of it: x_0, or the velocity where it predicts that.
 
         Returns:
-            (predicted, truth)
+            (predicted, truth, what a colour head chose between)
         """
         features, text_mask = self.read(batch.instructions)
         memory = self.own_memory(batch, features, text_mask) if batch.memory_sigma is not None else batch.memory
         x_t = add_noise(batch.x_0, batch.noise, batch.sigma)
-        output = self.predict(
+        output, mixed = self.predict(
             x_t, batch.source, batch.sigma, features, text_mask,
             memory=memory, num_range_frames=num_range_frames, merging=batch.merging, begins=batch.begins[0],
         )  # fmt: skip
         kind = self.transformer.config.prediction_type
         if kind == "velocity":
-            return output, batch.noise - batch.x_0
-        return predicted_x_0(output, x_t, batch.sigma, source=batch.source, prediction_type=kind), batch.x_0
+            return output, batch.noise - batch.x_0, None
+        choice = None
+        if mixed is not None:
+            # What the network made of its memories is to be kept, right or not: it teaches nothing of whom to trust.
+            logits = mixed.logits if batch.memory_sigma is None else mixed.logits.detach()
+            choice = batch.source[:, None] + mixed.changes, logits
+        return predicted_x_0(output, x_t, batch.sigma, source=batch.source, prediction_type=kind), batch.x_0, choice
 
     def predict(
         self,
@@ -78,16 +88,17 @@ class Editing(nn.Module):
         *,
         memory: Sequence[MemoryBatch] = (),
         **options: Any,
-    ) -> Float[Tensor, "b c t h w"]:
-        """The network's output. One without channels for the source sees neither it nor the source half of memories."""
+    ) -> tuple[Float[Tensor, "b c t h w"], ColourChoice | None]:
+        """The network's output, and what a colour head mixed into it. One without channels for the source sees neither it nor the source half of memories."""
         seen = x_t
         if sees_source(self.transformer):
             seen = torch.cat([x_t, source], dim=1)
         else:
             memory = [replace(item, latents=item.latents.chunk(2, dim=1)[0]) for item in memory]
-        return self.transformer(
+        output = self.transformer(
             seen, sigma * NUM_TRAIN_TIMESTEPS, features, encoder_attention_mask=text_mask, memory=memory, **options
-        ).sample.float()
+        )
+        return output.sample.float(), output.choice
 
     @torch.no_grad()
     def own_memory(
@@ -100,7 +111,7 @@ class Editing(nn.Module):
         sigma = batch.memory_sigma.repeat(count)
         mask = None if text_mask is None else text_mask.repeat(count, 1)
         begins = batch.begins[1:].flatten()
-        output = self.predict(x_t, source, sigma, features.repeat(count, 1, 1), mask, begins=begins)
+        output, _ = self.predict(x_t, source, sigma, features.repeat(count, 1, 1), mask, begins=begins)
         kind = self.transformer.config.prediction_type
         edited = predicted_x_0(output, x_t, sigma, source=source, prediction_type=kind)
         latents = torch.cat([edited, source], dim=1).chunk(count)
@@ -133,6 +144,7 @@ def editing_loss(
     predicted: Float[Tensor, "b c t h w"],
     truth: Float[Tensor, "b c t h w"],
     mask: Bool[Tensor, "b t h w"],
+    choice: Choice | None = None,
     *,
     channel_weight: Float[Tensor, "c 2"],
     edit_weight: float,
@@ -144,17 +156,34 @@ def editing_loss(
     The edited region counts by itself, whatever its size: a small object would otherwise hardly be seen. So does its look, what all of
     it has in common in a frame: memory is to keep it, and it is a tenth of the region's error. `channel_weight` holds a
     column for the first latent frame and one for the others.
+
+    `choice` is learned as one between experts, by which is right at a position: what memories show is a little better than the network
+    inside the object and much worse everywhere else, so squared error alone closes the gate everywhere. The network learns from all of its
+    own output, chosen or not: else what is chosen less gets worse, and is chosen less.
     """
     frames = truth.shape[2]
     weight = torch.cat([channel_weight[:, :1], channel_weight[:, 1:].expand(-1, frames - 1)], dim=1)
-    difference = predicted - truth
-    error = (difference.square() * weight[None, :, :, None, None]).mean(1)
-    count = mask.sum((1, 2, 3)).clamp_min(8)
-    edited = (error * mask).sum((1, 2, 3)) / count
     area = mask.sum((2, 3))
-    mean = (difference * mask[:, None]).sum((3, 4)) / area[:, None].clamp_min(1)
-    look = ((mean.square() * weight).mean(1) * area).sum(1) / count
-    return error.mean() + edit_weight * edited.mean() + look_weight * look.mean(), edited.detach()
+    count = area.sum(1).clamp_min(8)
+
+    def error_of(x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b t h w"]:
+        return ((x - truth).square() * weight[None, :, :, None, None]).mean(1)
+
+    def loss_of(x: Float[Tensor, "b c t h w"]) -> tuple[Float[Tensor, ""], Float[Tensor, "b"]]:
+        error = error_of(x)
+        edited = (error * mask).sum((1, 2, 3)) / count
+        mean = ((x - truth) * mask[:, None]).sum((3, 4)) / area[:, None].clamp_min(1)
+        look = ((mean.square() * weight).mean(1) * area).sum(1) / count
+        return error.mean() + edit_weight * edited.mean() + look_weight * look.mean(), edited.detach()
+
+    loss, edited = loss_of(predicted)
+    if choice is not None:
+        said, logits = choice
+        errors = torch.stack([error_of(x) for x in said.unbind(1)], dim=1)
+        is_right = (-CHOICE_SHARPNESS * errors).softmax(1).detach()
+        wrong = -(is_right * logits.log_softmax(1)).sum(1)
+        loss = loss + loss_of(said[:, 0])[0] + wrong.mean() + (wrong * mask).sum() / mask.sum().clamp_min(8)
+    return loss, edited
 
 
 def channel_weights(codec: VideoCodec) -> Float[Tensor, "c 2"]:

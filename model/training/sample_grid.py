@@ -42,7 +42,7 @@ def sample_grid(
         seen = replace(
             batch, x_0=torch.zeros_like(x_t), noise=x_t / sigma, sigma=batch.sigma.new_full((len(x_t),), sigma)
         )
-        predicted, _ = editing(seen, num_range_frames=latent_frames)
+        predicted, *_ = editing(seen, num_range_frames=latent_frames)
         return predicted if is_velocity else (x_t - predicted) / sigma
 
     edited = EulerSampler(num_inference_steps=NUM_STEPS, shift=shift)(velocity, batch.noise, batch.source)

@@ -80,9 +80,9 @@ def train(config: TrainingConfig) -> Path:
 
     def loss_of(shard: Batch) -> tuple[Tensor, Tensor]:
         with arithmetic(config.precision, workers.device.type):
-            predicted, truth = editing(shard, num_range_frames=start.latent_frames)
+            predicted, truth, choice = editing(shard, num_range_frames=start.latent_frames)
         return editing_loss(
-            predicted, truth, shard.mask,
+            predicted, truth, shard.mask, choice,
             channel_weight=weights, edit_weight=config.edit_weight, look_weight=config.look_weight,
         )  # fmt: skip
 

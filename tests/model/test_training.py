@@ -344,3 +344,26 @@ def test_schedules(tmp_path: Path) -> None:
     assert rates[0] == pytest.approx(config.learning_rate / 10, rel=1e-3)
     assert max(rates) == pytest.approx(config.learning_rate, rel=1e-2)
     assert rates[-1] == pytest.approx(config.learning_rate / 20, rel=1e-2)
+
+
+def test_a_choice_learns_who_is_right_where_and_the_network_learns_chosen_or_not() -> None:
+    """The network is right in the upper half, the memories in the lower; no change nowhere."""
+    x_0 = torch.randn(1, 3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    upper = torch.arange(8)[:, None] < 4
+    said = torch.stack(
+        [torch.where(upper, x_0, x_0 + 1), x_0 + 2, torch.where(upper, x_0 - 1, x_0)], dim=1
+    ).requires_grad_()
+    logits = torch.tensor([-30.0, 0.0, 30.0]).view(1, 3, 1, 1, 1).expand(1, 3, 2, 8, 8).clone().requires_grad_()
+    shares = logits.softmax(1).detach()[:, :, None]
+    options = {"channel_weight": torch.ones(3, 2), "edit_weight": 1.0, "look_weight": 0.0}
+    mask = torch.ones(1, 2, 8, 8, dtype=torch.bool)
+    loss, _ = editing_loss((said * shares).sum(1), x_0, mask, (said, logits), **options)
+    loss.backward()
+    assert logits.grad is not None
+    assert said.grad is not None
+    assert (logits.grad[:, 0, :, :4] < 0).all(), "the network is right here"
+    assert (logits.grad[:, 2, :, :4] > 0).all()
+    assert logits.grad[:, :, :, 4:].abs().max() < 1e-6, "the memories are right here, and believed"
+    assert (said.grad[:, 0, :, :, 4:] > 0).all(), "the network, wrong here and not believed, learns all the same"
+    without, _ = editing_loss((said * shares).sum(1), x_0, mask, **options)
+    assert float(loss) > float(without) > 0
