@@ -16,6 +16,7 @@ Legend: B batch, N tokens, D width, C channels of a latent.
 """
 
 from math import prod
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +33,19 @@ SHARPNESS, PULL = 100.0, 80.0
 DARK = 3e-3
 """Added to the squared length of a source's colour: what happens to a colour much darker says nothing of others."""
 EXPERTS = 3
+OWN, NO_CHANGE, MEMORIES = range(EXPERTS)
 """The network's own change, none, and what memories show."""
 STARTS = (0.0, -6.0, -1.0)
 """Their logits before anything is learned."""
 TRUST_CHANGE, TRUST_DISTANCE = 10.0, -100.0
 """What the length of the change that was found, and the squared distance of its source's colour, add to the logit of what memories show."""
+
+
+EVIDENCE, JUDGE_WIDTH = 14, 64
+"""What a position's choice is judged by besides: the logits so far, the colour there, how the network and how memories would change it,
+how much what was found had changed and how unlike it was."""
+SCALES = (0.3, 3.0, 10.0, 100.0)
+"""Of logits, colours, changes and squared distances: each to about 1."""
 
 
 class ColourHead(nn.Module):
@@ -54,6 +63,10 @@ class ColourHead(nn.Module):
         nn.init.zeros_(self.gains.weight)
         nn.init.zeros_(self.gains.bias)
         nn.init.zeros_(self.choice.weight)
+        self.judge = nn.Sequential(nn.Linear(EVIDENCE, JUDGE_WIDTH), nn.SiLU(), nn.Linear(JUDGE_WIDTH, EXPERTS))
+        judged = cast(nn.Linear, self.judge[-1])
+        nn.init.zeros_(judged.weight)
+        nn.init.zeros_(judged.bias)
         with torch.no_grad():
             self.choice.bias.copy_(torch.tensor(STARTS).repeat(prod(patch)))
         for name in ("first", "group"):
@@ -87,8 +100,8 @@ class ColourHead(nn.Module):
 
     def recall(
         self, source: Float[Tensor, "b c t h w"], shown: Float[Tensor, "b m 14"]
-    ) -> tuple[Float[Tensor, "b 9 t h w"], Float[Tensor, "b 1 t h w"]]:
-        """For every latent position the gains of the patches that changed and are like it, and what speaks for them."""
+    ) -> tuple[Float[Tensor, "b 9 t h w"], Float[Tensor, "b 1 t h w"], Float[Tensor, "b 1 t h w"]]:
+        """For every latent position the gains of the patches that changed and are like it, how much these changed, and how unlike they are."""
         colours = self.colours(source.float())
         one = torch.ones_like(colours[:, :1])
         # Less the squared distance of the colours, but for what is the same of all patches.
@@ -100,7 +113,7 @@ class ColourHead(nn.Module):
             found.transpose(1, 2).unflatten(2, source.shape[2:]).split([1, 1, 3, COLOUR_MAPS], dim=1)
         )
         distance = (seen - colours).square().sum(1, keepdim=True)
-        return gains, TRUST_CHANGE * change + TRUST_DISTANCE * distance
+        return gains, change, distance
 
     def colours(self, latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b 3 t h w"]:
         """Mean RGB, in [0, 1], of what every latent position decodes to."""
@@ -128,12 +141,37 @@ class ColourHead(nn.Module):
         own = (sample + self.change(unpatchify(self.gains(tokens), shape, self.patch), source, begins)).float()
         logits = unpatchify(self.choice(tokens), shape, self.patch).float()
         changes = [own, torch.zeros_like(own)]
-        if shown is None:
-            return ColourChoice(changes=torch.stack(changes, dim=1), logits=logits[:, :-1])
-        gains, trust = self.recall(source, shown)
-        changes.append(self.change(gains, source, begins).float())
-        logits = torch.cat([logits[:, :-1], logits[:, -1:] + trust], dim=1)
+        change = distance = torch.zeros_like(logits[:, :1])
+        if shown is not None:
+            gains, change, distance = self.recall(source, shown)
+            changes.append(self.change(gains, source, begins).float())
+            logits = torch.cat(
+                [logits[:, :-1], logits[:, -1:] + TRUST_CHANGE * change + TRUST_DISTANCE * distance], dim=1
+            )
+        logits = (logits + self.judged(logits, source, own, changes[-1], change, distance))[:, : len(changes)]
         return ColourChoice(changes=torch.stack(changes, dim=1), logits=logits)
+
+    def judged(
+        self,
+        logits: Float[Tensor, "b e t h w"],
+        source: Tensor,
+        own: Tensor,
+        found: Tensor,
+        change: Tensor,
+        distance: Tensor,
+    ) -> Float[Tensor, "b e t h w"]:
+        """What is added to the logits, by all that is known of a position. Of changes it learns nothing but whether to make them."""
+        of_logits, of_colours, of_changes, of_distance = SCALES
+        black = self.colours(torch.zeros_like(source[:1, :, :1, :1, :1], dtype=torch.float32))
+        evidence = [
+            of_logits * logits,
+            of_colours * self.colours(source.float()),
+            of_changes * (self.colours(own.detach()) - black),
+            of_changes * (self.colours(found) - black),
+            of_changes * change,
+            (of_distance * distance).clamp_max(10),
+        ]
+        return self.judge(torch.cat(evidence, dim=1).movedim(1, -1)).movedim(-1, 1)
 
     def change(
         self, gains: Float[Tensor, "b 9 t h w"], source: Float[Tensor, "b c t h w"], begins: Bool[Tensor, "b"] | None

@@ -4,13 +4,14 @@ A batch is a pure function of (seed, step): which frame size, which memory layou
 So a resumed run sees exactly what an undisturbed one would have seen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from model.flow import add_noise, shift_sigma
 from model.memory import BASE_KERNEL, COARSE_KERNEL, KERNELS, RELEVANT_KERNEL
@@ -60,6 +61,10 @@ OWN_SIGMAS = (0.1, 0.5)
 edit leaves open is still told, but with the faults of the network's own edits, which is what it will remember. At more noise its
 memories misread the instruction, and it would learn to correct what it should keep."""
 
+WHOLE_PROBABILITY = 0.2
+"""In this share of the batches with memory, on the linear codec, the memories are edits that the network makes from pure noise, the later ones
+remembering the first. What they change wrongly must not be taken over; what they do to the edited region is right, as the first of anything is."""
+
 CONTRADICTION_PROBABILITY = 0.3
 """In this share of the samples whose memory shows the edit the instruction is another video's: what was done before decides, even
 where it was a misreading."""
@@ -94,6 +99,8 @@ class Batch:
     """How memory frames are thinned in this batch."""
     memory_sigma: Float[Tensor, "b"] | None
     """Where given, the edited half of every memory is noised to this sigma, for the network to denoise before it is shown."""
+    is_whole: bool = False
+    """Whether that sigma is 1: memories are whole edits of the network's own."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
@@ -120,6 +127,7 @@ class Batch:
                 memory=tuple(replace(item, latents=item.latents[part]) for item in self.memory),
                 merging=self.merging,
                 memory_sigma=None if self.memory_sigma is None else self.memory_sigma[part],
+                is_whole=self.is_whole,
             )
             for part in (slice(start, start + size) for start in range(0, len(self.instructions), size))
         ]
@@ -146,6 +154,22 @@ class _Pool:
     def can_fill(self, number: int, layout: Layout) -> bool:
         """Whether any video of a size has the memories of a layout."""
         return len(layout) <= self.most_memories[number][_needs_previous(layout)]
+
+
+class _Drawn(Dataset[Batch]):
+    """A run's batches, as torch's data loader wants them."""
+
+    def __init__(self, sampler: "BatchSampler", stages: Sequence[tuple[int, int, int]]) -> None:
+        self.sampler, self.stages = sampler, stages
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+    def __getitem__(self, index: int) -> Batch:
+        if index >= len(self):
+            raise IndexError
+        step, num_frames, batch_size = self.stages[index]
+        return self.sampler.batch(step, batch_size=batch_size, num_frames=num_frames)
 
 
 class BatchSampler:
@@ -243,14 +267,21 @@ class BatchSampler:
         if self.is_merging and memory and float(torch.rand((), generator=generator)) < MERGING_PROBABILITY:
             low, high = MERGING_SHARES
             merging = Merging(share=low + (high - low) * float(torch.rand((), generator=generator)))
-        memory_sigma = None
-        if memory and not is_sourceless and float(torch.rand((), generator=generator)) < OWN_PROBABILITY:
+        memory_sigma, is_whole = None, False
+        own = float(torch.rand((), generator=generator)) if memory and not is_sourceless else 1.0
+        if own < OWN_PROBABILITY:
             low, high = OWN_SIGMAS
             memory_sigma = low + (high - low) * torch.rand(len(drawn), generator=generator)
             for place, item in enumerate(memory):
                 edited, clean_source = item.latents.chunk(2, dim=1)
                 noised = add_noise(edited, torch.randn(edited.shape, generator=generator), memory_sigma)
                 memory[place] = replace(item, latents=torch.cat([noised, clean_source], dim=1))
+        elif own < OWN_PROBABILITY + WHOLE_PROBABILITY and self.colour_maps is not None:
+            is_whole, memory_sigma = True, torch.ones(len(drawn))
+            for place, item in enumerate(memory):
+                clean_source = item.latents.chunk(2, dim=1)[1]
+                pure = torch.randn(clean_source.shape, generator=generator)
+                memory[place] = replace(item, latents=torch.cat([pure, clean_source], dim=1))
         if memory and memory_sigma is None:
             instructions = contradict(instructions, told, generator)
         return Batch(
@@ -264,7 +295,15 @@ class BatchSampler:
             memory=tuple(memory),
             merging=merging,
             memory_sigma=memory_sigma,
+            is_whole=is_whole,
         )
+
+    def stream(self, stages: Sequence[tuple[int, int, int]], *, workers: int = 0) -> Iterator[Batch]:
+        """Batch after batch, as (step, latent frames, batch size) say; drawn ahead where there are workers."""
+        loader = DataLoader(
+            _Drawn(self, stages), batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None
+        )
+        return iter(loader)
 
     def _draw_layout(self, pool: _Pool, number: int, generator: torch.Generator) -> Layout:
         """A layout that the videos of this size can fill; none where no video has two segments."""

@@ -30,7 +30,7 @@ CHOICES: dict[str, Any] = {
     "memory_positions": MemoryPositions,
 }
 MAY_CHANGE = (
-    "output", "cache", "resume", "minutes", "render_workers", "checkpoint_every", "log_every", "sample_every",
+    "output", "cache", "resume", "minutes", "render_workers", "batch_workers", "checkpoint_every", "log_every", "sample_every",
 )  # fmt: skip
 """Options that a resumed run may be given anew: no number of the result depends on them."""
 
@@ -65,6 +65,8 @@ class TrainingConfig:
         device: auto is a GPU where there is one.
         precision: of the arithmetic; weights, gradients and averages stay float32.
         gradient_checkpointing: compute a block again for its gradient instead of keeping what it made: less memory, a third more work.
+        batch_workers: processes that draw batches ahead, for a GPU that takes them faster than one core draws them; none: drawn between
+            the steps.
         num_shards: parts of a batch worked on apart, on a CPU at the same time; part of what the result depends on. A multiple of the
             number of workers.
         steps: length of the learning-rate schedule, and where the run ends.
@@ -125,6 +127,7 @@ class TrainingConfig:
     num_short_worlds: int = 10_000
     num_codec_worlds: int = 150
     render_workers: int = 2
+    batch_workers: int = 0
     num_shards: int = 2
     num_layers: int = 6
     num_heads: int = 6

@@ -10,8 +10,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from model.codec import PatchCodec
+from model.colour import MEMORIES, NO_CHANGE
 from model.editor import sees_source
-from model.flow import NUM_TRAIN_TIMESTEPS, add_noise, predicted_x_0
+from model.flow import NUM_TRAIN_TIMESTEPS, add_noise, predicted_velocity, predicted_x_0
+from model.samplers import EulerSampler
 from model.text_encoder import ByteTextEncoder
 from model.training.batches import Batch
 from model.training.config import Trained
@@ -32,9 +34,15 @@ SELF_ATTENTION = r"blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)"
 class Editing(nn.Module):
     """The transformer, and the text encoder if it is trained with it; a published one only reads for it."""
 
-    def __init__(self, transformer: MemoryTransformer3DModel, text_encoder: ByteTextEncoder | WanTextEncoder) -> None:
+    def __init__(
+        self,
+        transformer: MemoryTransformer3DModel,
+        text_encoder: ByteTextEncoder | WanTextEncoder,
+    ) -> None:
         super().__init__()
         self.transformer = transformer
+        self.sampler = EulerSampler(num_inference_steps=4, shift=5.0)
+        """By which it makes whole edits to remember."""
         self.text_encoder: ByteTextEncoder | None = None
         self.reader: tuple[WanTextEncoder, ...] = ()
         """In a tuple, so that torch does not count it among what is trained and saved."""
@@ -62,7 +70,11 @@ class Editing(nn.Module):
             (predicted, truth, what a colour head chose between)
         """
         features, text_mask = self.read(batch.instructions)
-        memory = self.own_memory(batch, features, text_mask) if batch.memory_sigma is not None else batch.memory
+        memory = batch.memory
+        if batch.is_whole:
+            memory = self.own_edits(batch, features, text_mask, num_range_frames=num_range_frames)
+        elif batch.memory_sigma is not None:
+            memory = self.own_memory(batch, features, text_mask)
         x_t = add_noise(batch.x_0, batch.noise, batch.sigma)
         output, mixed = self.predict(
             x_t, batch.source, batch.sigma, features, text_mask,
@@ -73,8 +85,9 @@ class Editing(nn.Module):
             return output, batch.noise - batch.x_0, None
         choice = None
         if mixed is not None:
-            # What the network made of its memories is to be kept, right or not: it teaches nothing of whom to trust.
-            logits = mixed.logits if batch.memory_sigma is None else mixed.logits.detach()
+            # What the network made of a noised truth is to be kept, right or not: it teaches nothing of whom to trust.
+            is_noised = batch.memory_sigma is not None and not batch.is_whole
+            logits = mixed.logits.detach() if is_noised else mixed.logits
             choice = batch.source[:, None] + mixed.changes, logits
         return predicted_x_0(output, x_t, batch.sigma, source=batch.source, prediction_type=kind), batch.x_0, choice
 
@@ -99,6 +112,34 @@ class Editing(nn.Module):
             seen, sigma * NUM_TRAIN_TIMESTEPS, features, encoder_attention_mask=text_mask, memory=memory, **options
         )
         return output.sample.float(), output.choice
+
+    @torch.no_grad()
+    def own_edits(
+        self, batch: Batch, features: Float[Tensor, "b l d"], text_mask: Bool[Tensor, "b l"] | None, **options: Any
+    ) -> tuple[MemoryBatch, ...]:
+        """The memories of a batch as edits go: from noise, the first by itself, the later ones remembering it."""
+        kind = self.transformer.config.prediction_type
+
+        def edit(
+            items: Sequence[MemoryBatch], begins: Bool[Tensor, "videos b"], first: Sequence[MemoryBatch]
+        ) -> Tensor:
+            count = len(items)
+            noise, source = torch.cat([item.latents for item in items]).chunk(2, dim=1)
+            text = features.repeat(count, 1, 1), None if text_mask is None else text_mask.repeat(count, 1)
+            memory = [replace(item, latents=item.latents.repeat(count, 1, 1, 1, 1)) for item in first]
+
+            def velocity(x_t: Tensor, timestep: Tensor, sigma: float) -> Tensor:
+                sigmas = timestep / NUM_TRAIN_TIMESTEPS
+                output, _ = self.predict(x_t, source, sigmas, *text, memory=memory, begins=begins.flatten(), **options)
+                return predicted_velocity(output, x_t, sigma, source=source, prediction_type=kind)
+
+            return torch.cat([self.sampler(velocity, noise, source), source], dim=1)
+
+        first = [replace(batch.memory[0], latents=edit(batch.memory[:1], batch.begins[1:2], ()))]
+        if len(batch.memory) == 1:
+            return tuple(first)
+        rest = edit(batch.memory[1:], batch.begins[2:], first).chunk(len(batch.memory) - 1)
+        return (*first, *(replace(item, latents=latents) for item, latents in zip(batch.memory[1:], rest, strict=True)))
 
     @torch.no_grad()
     def own_memory(
@@ -146,6 +187,7 @@ def editing_loss(
     mask: Bool[Tensor, "b t h w"],
     choice: Choice | None = None,
     *,
+    is_whole: bool = False,
     channel_weight: Float[Tensor, "c 2"],
     edit_weight: float,
     look_weight: float,
@@ -160,6 +202,9 @@ def editing_loss(
     `choice` is learned as one between experts, by which is right at a position: what memories show is a little better than the network
     inside the object and much worse everywhere else, so squared error alone closes the gate everywhere. The network learns from all of its
     own output, chosen or not: else what is chosen less gets worse, and is chosen less.
+
+    With memories that are edits of the network's own (`is_whole`) the truth says what to leave alone; in the edited region memory is right
+    wherever it is nearer to the truth than doing nothing.
     """
     frames = truth.shape[2]
     weight = torch.cat([channel_weight[:, :1], channel_weight[:, 1:].expand(-1, frames - 1)], dim=1)
@@ -171,6 +216,8 @@ def editing_loss(
 
     def loss_of(x: Float[Tensor, "b c t h w"]) -> tuple[Float[Tensor, ""], Float[Tensor, "b"]]:
         error = error_of(x)
+        if is_whole:
+            return (error * ~mask).mean(), ((error * mask).sum((1, 2, 3)) / count).detach()
         edited = (error * mask).sum((1, 2, 3)) / count
         mean = ((x - truth) * mask[:, None]).sum((3, 4)) / area[:, None].clamp_min(1)
         look = ((mean.square() * weight).mean(1) * area).sum(1) / count
@@ -180,6 +227,9 @@ def editing_loss(
     if choice is not None:
         said, logits = choice
         errors = torch.stack([error_of(x) for x in said.unbind(1)], dim=1)
+        if is_whole:
+            kept = mask & (errors[:, MEMORIES] < errors[:, NO_CHANGE])
+            errors = torch.stack([*errors[:, :MEMORIES].unbind(1), errors[:, MEMORIES].masked_fill(kept, -1.0)], dim=1)
         is_right = (-CHOICE_SHARPNESS * errors).softmax(1).detach()
         wrong = -(is_right * logits.log_softmax(1)).sum(1)
         loss = loss + loss_of(said[:, 0])[0] + wrong.mean() + (wrong * mask).sum() / mask.sum().clamp_min(8)

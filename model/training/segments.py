@@ -6,7 +6,8 @@ Segments follow the pipeline's own rules: they never span a cut, and a remainder
 import hashlib
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing import get_context
@@ -104,16 +105,12 @@ def latent_mask(mask: Bool[Tensor, "T H W"], codec: VideoCodec) -> Bool[Tensor, 
 
 def render_segments(
     seeds: Sequence[int], *, codec: VideoCodec, size: tuple[int, int], segment_frames: int,
-    num_frames: int = WORLD_FRAMES, split: Split = "train", workers: int = 1,
+    num_frames: int = WORLD_FRAMES, split: Split = "train", pool: Executor | None = None,
 ) -> Segments:  # fmt: skip
-    """The worlds of `seeds` at one frame size."""
+    """The worlds of `seeds` at one frame size, rendered by a pool of processes where one is given."""
     arguments = [(seed, codec, size, segment_frames, num_frames, split) for seed in seeds]
-    if workers > 1:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            done = pool.map(_render_one, arguments, chunksize=4)
-            worlds = list(tqdm(done, total=len(seeds), desc=f"worlds {size[0]}x{size[1]}", mininterval=10))
-    else:
-        worlds = [_render_one(item) for item in arguments]
+    done = pool.map(_render_one, arguments, chunksize=4) if pool else map(_render_one, arguments)
+    worlds = list(tqdm(done, total=len(seeds), desc=f"worlds {size[0]}x{size[1]}", mininterval=10, disable=not pool))
     counts = torch.tensor([len(world["shot"]) for world in worlds])
     return Segments(
         source=torch.cat([world["source"] for world in worlds]),
@@ -143,25 +140,27 @@ def load_cache(
     revision = codec_revision(codec)
     share = num_worlds // (len(sizes) + 1)
     counts = [num_worlds - share * (len(sizes) - 1)] + [share] * (len(sizes) - 1)
-    cache, seed = [], first_seed
-    for size, count in zip(sizes, counts, strict=True):
-        name = f"worlds-{seed}-{count}-{size[0]}x{size[1]}x{segment_frames}-of-{num_frames}-{revision}.pt"
-        path = folder / name if folder else None
-        if path is not None and path.exists():
-            segments = read_segments(path)
-        else:
+    firsts = [first_seed + sum(counts[:number]) for number in range(len(counts))]
+    names = [
+        f"worlds-{first}-{count}-{size[0]}x{size[1]}x{segment_frames}-of-{num_frames}-{revision}.pt"
+        for first, count, size in zip(firsts, counts, sizes, strict=True)
+    ]
+    paths = [folder / name if folder else None for name in names]
+    is_missing = not all(path and path.exists() for path in paths)
+    starts_pool = workers > 1 and is_missing
+    cache = []
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if starts_pool else nullcontext() as pool:
+        for path, first, count, size in zip(paths, firsts, counts, sizes, strict=True):
+            if path is not None and path.exists():
+                cache.append(read_segments(path))
+                continue
+            seeds = range(first, first + count)
             segments = render_segments(
-                range(seed, seed + count),
-                codec=codec,
-                size=size,
-                segment_frames=segment_frames,
-                num_frames=num_frames,
-                workers=workers,
+                seeds, codec=codec, size=size, segment_frames=segment_frames, num_frames=num_frames, pool=pool
             )
             if path is not None:
                 write_segments(path, segments)
-        cache.append(segments)
-        seed += count
+            cache.append(segments)
     return cache
 
 

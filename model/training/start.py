@@ -11,6 +11,7 @@ from model.codec import PatchCodec
 from model.editor import sees_source
 from model.geometry import Geometry
 from model.presets import Preset, resolve_preset
+from model.samplers import EulerSampler
 from model.text_encoder import ByteTextEncoder
 from model.training.codec_fit import fit_codec, fitting_videos
 from model.training.config import TrainingConfig
@@ -152,6 +153,10 @@ def make_editing(config: TrainingConfig, start: Start, *, device: str = "cpu") -
     if config.gradient_checkpointing:
         checkpointing = recompute(config.precision, torch.device(device).type)
         editing.transformer.enable_gradient_checkpointing(checkpointing)
+    editing.sampler = EulerSampler(
+        num_inference_steps=start.sampler.get("num_inference_steps", config.num_inference_steps),
+        shift=start.sampler.get("shift", config.inference_shift),
+    )
     choose_trained(editing, config.train, lora_rank=config.lora_rank)
     return editing.to(device)
 

@@ -82,7 +82,7 @@ def train(config: TrainingConfig) -> Path:
         with arithmetic(config.precision, workers.device.type):
             predicted, truth, choice = editing(shard, num_range_frames=start.latent_frames)
         return editing_loss(
-            predicted, truth, shard.mask, choice,
+            predicted, truth, shard.mask, choice, is_whole=shard.is_whole,
             channel_weight=weights, edit_weight=config.edit_weight, look_weight=config.look_weight,
         )  # fmt: skip
 
@@ -97,14 +97,20 @@ def train(config: TrainingConfig) -> Path:
             print(f"{sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, from step {state.step}", flush=True)
             log = Log(config.output, step=state.step, num_steps=config.steps, recent=state.recent)
             stack.enter_context(log)
+        stages = [stage_at(step, config) for step in range(state.step, config.steps)]
+        batches = sampler.stream(
+            [
+                (step, min(num_frames, start.latent_frames), batch_size)
+                for step, (num_frames, batch_size) in enumerate(stages, start=state.step)
+            ],
+            workers=config.batch_workers,
+        )
         while state.step < config.steps:
             is_late = config.minutes is not None and time.monotonic() - began > 60 * config.minutes
             if config.minutes is not None and workers.any(is_true=is_late):
                 print(f"stopping after {config.minutes} minutes", flush=True)
                 break
-            num_frames, batch_size = stage_at(state.step, config)
-            num_frames = min(num_frames, start.latent_frames)
-            batch = sampler.batch(state.step, batch_size=batch_size, num_frames=num_frames)
+            batch = next(batches)
             loss, edited = make_gradients(
                 editing, batch, workers, num_shards=config.num_shards, loss_of=loss_of,
                 parameters=parameters, pool=pool,
