@@ -75,6 +75,8 @@ class Editing(nn.Module):
             memory = self.own_edits(batch, features, text_mask, num_range_frames=num_range_frames)
         elif batch.memory_sigma is not None:
             memory = self.own_memory(batch, features, text_mask)
+        # Autocast keeps the weights it has cast: those cast without gradients must not be used with them.
+        torch.clear_autocast_cache()
         x_t = add_noise(batch.x_0, batch.noise, batch.sigma)
         output, mixed = self.predict(
             x_t, batch.source, batch.sigma, features, text_mask,

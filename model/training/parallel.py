@@ -162,9 +162,8 @@ def make_gradients(
         mine = workers.mine(shards)
         for number, (loss, errors, found) in zip(mine, (pool.map if pool else map)(gradients, mine), strict=True):
             note(number, loss, errors)
-            for grad, part in zip(grads, found, strict=True):
-                if part is not None:
-                    grad += part
+            parts = [(grad, part) for grad, part in zip(grads, found, strict=True) if part is not None]
+            torch._foreach_add_([grad for grad, _ in parts], [part for _, part in parts])
         workers.add_up(grads)
         torch._foreach_div_(grads, len(shards))
     for parameter in parameters:

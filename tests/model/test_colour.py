@@ -120,6 +120,26 @@ def test_a_target_finds_the_patches_that_are_like_it_and_were_changed() -> None:
         torch.testing.assert_close(found, torch.tensor(wanted), rtol=0, atol=0.08)
 
 
+def test_the_judge_sees_the_changes_and_teaches_them_nothing() -> None:
+    torch.manual_seed(0)
+    codec, head = fitted(), ColourHead(8, 48, (1, 2, 2))
+    head.set_maps(codec)
+    target = flat([0.5, 0.2, 0.1], codec)
+    pair = torch.cat([flat([0.1, 0.5, 0.7], codec), target], dim=1)
+    shown = head.show(MemoryBatch(role="retrieved", kernel=(1, 2, 2), latents=pair))
+    inputs = torch.zeros_like(target), torch.randn(1, target.shape[2] * 4, 8), target, None, shown
+    before = head(*inputs).logits
+    for layer in (head.judge[0], head.judge[2]):
+        torch.nn.init.normal_(layer.weight)
+    logits = head(*inputs).logits
+    assert (logits - before).abs().max() > 0.1
+    assert not torch.allclose(head(inputs[0] + 0.5, *inputs[1:]).logits, logits)
+    logits.square().sum().backward()
+    assert head.gains.weight.grad is None or not head.gains.weight.grad.any()
+    assert head.judge[0].weight.grad.any()
+    assert head.choice.weight.grad.any()
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("attention", get_args(MemoryAttention))
 def test_colours_come_from_the_memories_that_are_left(attention: MemoryAttention) -> None:

@@ -159,3 +159,13 @@ def test_memory_decides_what_the_instruction_leaves_open(editor: MemoryEditor, r
             errors[has_memory].append(float((edited_attribute(frames, now.mask) - wanted).abs().mean()))
     with_memory, without = (sum(errors[has_memory]) for has_memory in (True, False))
     assert with_memory < without / 2, errors
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("preset", ["tiny", "tiny-isolated"])
+def test_a_gpu_edits_as_the_cpu_does(source: Tensor, preset: str) -> None:
+    memory = (memory_of(source + 0.1, source, "previous"), memory_of(source - 0.1, source, "retrieved"))
+    request = EditRequest(instruction=INSTRUCTION, source=source, memory=memory, seed=1)
+    on_cpu, on_gpu = (load_editor(preset, device=device).edit(request).latent.cpu() for device in ("cpu", "cuda"))
+    assert (on_cpu - source).abs().max() > 0.1
+    torch.testing.assert_close(on_gpu, on_cpu, rtol=0, atol=2e-3)

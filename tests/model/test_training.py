@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.presets import folder_revision, load_editor, resolve_preset
-from model.training.batches import MIN_VISIBLE, BatchSampler
+from model.training.batches import MIN_VISIBLE, Batch, BatchSampler
 from model.training.codec_fit import fit_codec, fitting_videos, world_videos
 from model.training.config import TrainingConfig
 from model.training.editing import editing_loss
@@ -19,7 +19,7 @@ from model.training.segments import Segments, load_cache, render_segments
 from model.training.start import new_editing
 from model.training.trainer import train
 from model.training.worlds import make_world
-from model.types import EditRequest, MemoryVideo
+from model.types import EditRequest, MemoryBatch, MemoryVideo
 from model.weights import load_codec, load_transformer
 
 SIZES = ((16, 16), (12, 24))
@@ -193,6 +193,71 @@ def test_own_memories_are_made_from_the_noised_truth(cache: list[Segments]) -> N
         torch.testing.assert_close(edited, source)
         assert torch.equal(source, noised.latents[:, 48:])
         assert (own.role, own.kernel) == (noised.role, noised.kernel)
+
+
+def test_own_edits_are_made_from_noise_and_the_later_ones_remember_the_first(cache: list[Segments]) -> None:
+    codec = fit_codec(world_videos(2, seed=500, size=(16, 16)))
+    sampler = BatchSampler(
+        cache, cache, seed=3, memory_noise=0.0, shift=4.0, memoryless=0.0, colour_maps=codec.colour_maps()
+    )
+    batches = [sampler.batch(step, batch_size=2, num_frames=2) for step in range(80)]
+    assert 0.08 < sum(batch.is_whole for batch in batches) / len(batches) < 0.32
+    batch = next(batch for batch in batches if batch.is_whole and len(batch.memory) == 3)
+    editing = new_editing(micro(Path(), Path()), has_colour_head=False)
+    torch.nn.init.normal_(editing.transformer.proj_out.weight, std=0.02)
+    features, mask = editing.read(batch.instructions)
+
+    def edits(given: Batch) -> tuple[MemoryBatch, ...]:
+        return editing.own_edits(given, features, mask, num_range_frames=2)
+
+    whole = edits(batch)
+    for noise, own in zip(batch.memory, whole, strict=True):
+        assert torch.equal(own.latents[:, 48:], noise.latents[:, 48:])
+        assert (own.role, own.kernel) == (noise.role, noise.kernel)
+    other = replace(batch.memory[0], latents=-batch.memory[0].latents)
+    again = edits(replace(batch, memory=(other, *batch.memory[1:])))
+    assert not torch.equal(again[0].latents, whole[0].latents)
+    assert all(
+        not torch.equal(*pair)
+        for pair in zip((a.latents for a in again[1:]), (b.latents for b in whole[1:]), strict=True)
+    )
+    last = replace(batch.memory[2], latents=-batch.memory[2].latents)
+    again = edits(replace(batch, memory=(*batch.memory[:2], last)))
+    torch.testing.assert_close([item.latents for item in again[:2]], [item.latents for item in whole[:2]])
+    assert torch.equal(edits(replace(batch, x_0=-batch.x_0))[2].latents, whole[2].latents), (
+        "of the truth they know nothing"
+    )
+
+
+def test_with_own_edits_only_what_is_outside_the_edited_region_is_learned_of_the_truth() -> None:
+    """Inside, memories are right where they are nearer to the truth than doing nothing."""
+    x_0 = torch.zeros(1, 3, 1, 4, 4)
+    said = torch.stack([x_0 + 0.1, x_0 + 1.0, x_0 + 0.5], dim=1)
+    said[:, 2, ..., 3] = 2.0
+    said = said.requires_grad_()
+    logits = torch.zeros(1, 3, 1, 4, 4, requires_grad=True)
+    mask = torch.tensor([False, False, True, True]).expand(1, 1, 4, 4)
+    options = {"channel_weight": torch.ones(3, 2), "edit_weight": 1.0, "look_weight": 8.0}
+    loss, edited = editing_loss(said.mean(1), x_0, mask, (said, logits), is_whole=True, **options)
+    loss.backward()
+    assert said.grad is not None
+    assert logits.grad is not None
+    assert not said.grad[..., 2:].any()
+    assert said.grad[:, 0, ..., :2].all()
+    believed = (-logits.grad).argmax(1)[0, 0, 0].tolist()
+    assert believed == [0, 0, 2, 0]
+    assert float(edited) > 0, "and is told all the same"
+
+
+def test_batches_drawn_ahead_are_the_same_ones(sampler: BatchSampler) -> None:
+    stages = [(step, 1 + step % 2, 2) for step in range(3, 9)]
+    here, ahead = list(sampler.stream(stages)), list(sampler.stream(stages, workers=2))
+    assert len(here) == len(ahead) == 6
+    for one, two, (step, num_frames, batch_size) in zip(here, ahead, stages, strict=True):
+        drawn = sampler.batch(step, batch_size=batch_size, num_frames=num_frames)
+        assert one.instructions == two.instructions == drawn.instructions
+        assert torch.equal(one.noise, two.noise)
+        assert torch.equal(one.noise, drawn.noise)
 
 
 def test_a_batch_is_a_function_of_its_step(sampler: BatchSampler, cache: list[Segments]) -> None:
