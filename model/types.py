@@ -48,6 +48,10 @@ class MemoryBatch:
     latents: Float[Tensor, "b c t h w"]
 
 
+CHOICE_SURENESS = 4.0
+"""Times the logits: near to taking the likeliest, as half of a change is what nobody wants. A mixture at the odds themselves pales with every memory."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ColourChoice:
     """What `model.colour.ColourHead` may add to the source, the network's own change first, and the logits of which it is."""
@@ -58,7 +62,7 @@ class ColourChoice:
     @property
     def sample(self) -> Float[Tensor, "b c t h w"]:
         """Their mixture. The shares learn by nothing that becomes of it (`model.training.editing.editing_loss`)."""
-        return (self.changes * self.logits.softmax(1).detach()[:, :, None]).sum(1)
+        return (self.changes * (CHOICE_SURENESS * self.logits).softmax(1).detach()[:, :, None]).sum(1)
 
 
 @dataclass(frozen=True, kw_only=True)
