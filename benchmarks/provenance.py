@@ -22,11 +22,18 @@ def provenance(*, command: str, packages: tuple[str, ...] = ("ray",)) -> str:
 
 
 def write_report(
-    what: str, *, title: str, lines: Sequence[str], packages: tuple[str, ...], out: Path, command: str | None = None
+    what: str,
+    *,
+    title: str,
+    lines: Sequence[str],
+    packages: tuple[str, ...],
+    out: Path,
+    command: str | None = None,
+    machine: str | None = None,
 ) -> Path:
-    """A Markdown report `<what>_<hardware>_<date>.md`: title, where it comes from (`python -m benchmarks.WHAT` unless told), and `lines`."""
+    """A Markdown report `<what>_<machine>_<date>.md`: title, where it comes from (`python -m benchmarks.WHAT` unless told), and `lines`."""
     comes_from = provenance(command=command or f"python -m benchmarks.{what}", packages=packages)
-    path = out / f"{what}_{hardware()}_{datetime.now(UTC):%Y-%m-%d}.md"
+    path = out / f"{what}_{machine or hardware()}_{datetime.now(UTC):%Y-%m-%d}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join([f"# {title}", "", comes_from, "", *lines, ""]))
     print(path)

@@ -1,6 +1,6 @@
 """Wall time of one denoising step on a GPU at the true sizes, by ratio, in one run: what memory costs, and what isolating and merging save.
 
-    python -m benchmarks.step_time --out benchmarks/results          about a minute on one H100; random weights, no downloads
+    python -m benchmarks.step_time --out benchmarks/results          about a minute on one H200; random weights, no downloads
 
 The settings of `benchmarks/flops.py`: LucyEdit (Wan2.2-5B) with three retrieved segments, novel views (Wan2.1-1.3B) at turn 5. bfloat16, eager,
 torch's own attention, no guidance. diffusers' network beside ours, with the same weights: it knows no memory.
@@ -176,6 +176,7 @@ if __name__ == "__main__":
         "step_time",
         title="Time of one denoising step on a GPU",
         packages=("torch", "diffusers"),
+        machine=torch.cuda.get_device_name().replace(" ", "-"),
         out=chosen.out,
         lines=run(chosen),
     )

@@ -28,7 +28,7 @@ from model.codec import COLOUR_MAPS, PatchCodec
 from model.patchify import pad_to_kernel, unpatchify
 from model.types import ColourChoice, Kernel, MemoryBatch
 
-SHARPNESS, PULL = 100.0, 80.0
+SHARPNESS, PULL = 100.0, 30.0
 """What the squared distance of two colours in [0, 1] takes from their likeness, and what the length of a change adds to it."""
 DARK = 3e-3
 """Added to the squared length of a source's colour: what happens to a colour much darker says nothing of others."""
