@@ -45,7 +45,7 @@ class EvaluateCommand:
     videos: int = 32
     tasks: str = "recolour,recolour,hat,restyle"
     """Comma-separated, taken in turn: recolour, hat, remove, reshape, restyle, and those of the paper's project page (orange, door,
-    person_hat, jacket, macaw, clear_glasses, sunglasses, other_hat). The bundled weights have learned recolour, hat and restyle."""
+    person_hat, jacket, macaw, clear_glasses, sunglasses, other_hat). The bundled weights recolour and restyle; the rest they mostly leave undone."""
     seed: int = 0
     """Draws the videos and the edits; any seed gives fresh, held-out worlds."""
     split: Split = "heldout"

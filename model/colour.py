@@ -28,8 +28,10 @@ from model.codec import COLOUR_MAPS, PatchCodec
 from model.patchify import pad_to_kernel, unpatchify
 from model.types import ColourChoice, Kernel, MemoryBatch
 
-SHARPNESS, PULL = 100.0, 30.0
-"""What the squared distance of two colours in [0, 1] takes from their likeness, and what the length of a change adds to it."""
+SHARPNESS, PULL = 200.0, 6.0
+"""What the squared distance of two colours in [0, 1] takes from their likeness, and what the logarithm of a change's length adds to it: patches count
+as the sixth power of their change, so that what did not change says nothing and the strongest change does not speak for all."""
+LEAST_CHANGE = 0.02
 DARK = 3e-3
 """Added to the squared length of a source's colour: what happens to a colour much darker says nothing of others."""
 EXPERTS = 3
@@ -79,8 +81,8 @@ class ColourHead(nn.Module):
         for name, maps in zip(("first", "group"), codec.colour_maps(), strict=True):
             self.get_buffer(name).copy_(maps)
 
-    def show(self, memory: MemoryBatch) -> Float[Tensor, "b n 14"]:
-        """What every patch of a memory shows, at the position that changed most: how much, from which colour, and the gains.
+    def show(self, memory: MemoryBatch) -> Float[Tensor, "b n 15"]:
+        """What every patch of a memory shows, at the position that changed most: what it is found by, from which colour, how much, and the gains.
 
         These turn the colour of the source there into that of the edit, and a darker or lighter one as light would.
         """
@@ -96,10 +98,11 @@ class ColourHead(nn.Module):
         edited, source = (part.gather(2, most)[:, :, 0] for part in (edited, source))
         change, length = edited - source, source.square().sum(-1, keepdim=True)
         gains = change[..., :, None] * (source / (length + DARK))[..., None, :]
-        return torch.cat([change.norm(dim=-1, keepdim=True), length, source, gains.flatten(2)], dim=-1)
+        size = change.norm(dim=-1, keepdim=True)
+        return torch.cat([(size + LEAST_CHANGE).log(), length, source, size, gains.flatten(2)], dim=-1)
 
     def recall(
-        self, source: Float[Tensor, "b c t h w"], shown: Float[Tensor, "b m 14"]
+        self, source: Float[Tensor, "b c t h w"], shown: Float[Tensor, "b m 15"]
     ) -> tuple[Float[Tensor, "b 9 t h w"], Float[Tensor, "b 1 t h w"], Float[Tensor, "b 1 t h w"]]:
         """For every latent position the gains of the patches that changed and are like it, how much these changed, and how unlike they are."""
         colours = self.colours(source.float())
@@ -108,10 +111,8 @@ class ColourHead(nn.Module):
         wanted = torch.cat([PULL * one, -SHARPNESS * one, 2 * SHARPNESS * colours], dim=1).flatten(2).transpose(1, 2)
         # Likeness is a small difference of large numbers: too small for bfloat16.
         with torch.autocast(shown.device.type, enabled=False):
-            found = F.scaled_dot_product_attention(wanted, shown[..., :5], shown, scale=1.0)
-        change, _, seen, gains = (
-            found.transpose(1, 2).unflatten(2, source.shape[2:]).split([1, 1, 3, COLOUR_MAPS], dim=1)
-        )
+            found = F.scaled_dot_product_attention(wanted, shown[..., :5], shown[..., 2:], scale=1.0)
+        seen, change, gains = found.transpose(1, 2).unflatten(2, source.shape[2:]).split([3, 1, COLOUR_MAPS], dim=1)
         distance = (seen - colours).square().sum(1, keepdim=True)
         return gains, change, distance
 

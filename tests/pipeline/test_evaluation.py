@@ -165,13 +165,15 @@ def test_flops_are_those_of_all_steps(memory_attention: str, tmp_path: Path) -> 
     document["sampler"]["num_inference_steps"] = 5
     (folder / "preset.json").write_text(json.dumps(document))
     layout = (("previous", (1, 2, 2)), ("retrieved", (1, 4, 4)), ("retrieved", (1, 4, 4)))
-    latents = [torch.randn(48, 5, 16, 16) for _ in layout]
+    editor = load_editor(folder)
+    shape = editor.encode(torch.zeros(17, 64, 64, 3, dtype=torch.uint8)).shape
+    latents = [torch.randn(shape) for _ in layout]
     memory = tuple(
         MemoryVideo(role=role, kernel=kernel, edited=latent, source=latent)
         for (role, kernel), latent in zip(layout, latents, strict=True)
     )
     with FlopCounterMode(display=False) as counter:
-        load_editor(folder).edit(EditRequest(instruction="make it red", source=latents[0], memory=memory, seed=0))
+        editor.edit(EditRequest(instruction="make it red", source=latents[0], memory=memory, seed=0))
     settings = MemorySettings().resolved({})
     assert edit_flops(str(folder), settings, layout, (64, 64)) == counter.get_total_flops()
     assert edit_flops(str(folder), settings, layout[:2], (64, 64)) < counter.get_total_flops()
