@@ -42,6 +42,22 @@ class Setting:
     def width(self) -> int:
         return 128 * self.num_heads
 
+    @property
+    def size(self) -> dict[str, int]:
+        """What the network's constructor is told of it, but for the number of layers."""
+        return {
+            "num_attention_heads": self.num_heads,
+            "ffn_dim": self.ffn_dim,
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+        }
+
+    @property
+    def heading(self) -> list[str]:
+        """Of its part of a report."""
+        tokens = f"{self.tokens(BASE_KERNEL):,} target tokens, {sum(map(self.tokens, self.memory)):,} memory tokens."
+        return ["", f"## {self.name}", "", tokens, ""]
+
     def tokens(self, kernel: Kernel) -> int:
         return math.prod(grid_size(self.latent_shape, kernel))
 
@@ -93,10 +109,7 @@ def network(setting: Setting, *, attention: str, is_merging: bool = False) -> Me
     with torch.device("meta"):
         return MemoryTransformer3DModel(
             num_layers=setting.num_layers,
-            num_attention_heads=setting.num_heads,
-            ffn_dim=setting.ffn_dim,
-            in_channels=setting.in_channels,
-            out_channels=setting.out_channels,
+            **setting.size,
             memory_attention=attention,
             merging_blocks=merging_blocks(setting.num_layers) if is_merging else (),
         )
@@ -175,11 +188,7 @@ def run(options: Benchmark) -> list[str]:
             for what, counted, formula in found
         ]
         lines += [
-            "",
-            f"## {setting.name}",
-            "",
-            f"{setting.tokens(BASE_KERNEL):,} target tokens, {sum(map(setting.tokens, setting.memory)):,} memory tokens.",
-            "",
+            *setting.heading,
             "| step | TFLOP counted | formula | difference | times without memory | against joint |",
             "|---|---|---|---|---|---|",
             *rows,

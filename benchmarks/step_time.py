@@ -68,10 +68,7 @@ def matrix_rate(repeats: int) -> float:
 def network(kind: Any, setting: Setting, layers: int, **options: Any) -> Any:
     """Random weights as a pipeline in bfloat16 has them."""
     with torch.device("cuda"):
-        model = kind(
-            num_layers=layers, num_attention_heads=setting.num_heads, ffn_dim=setting.ffn_dim,
-            in_channels=setting.in_channels, out_channels=setting.out_channels, **options,
-        )  # fmt: skip
+        model = kind(num_layers=layers, **setting.size, **options)
     for name, parameter in model.named_parameters():
         if not is_island(model, name):
             parameter.data = parameter.data.bfloat16()
@@ -157,11 +154,7 @@ def run(options: Benchmark) -> list[str]:
                 f"{middle / times['joint'] - 1:+.0%} | {share} |"
             )
         lines += [
-            "",
-            f"## {setting.name}",
-            "",
-            f"{setting.tokens(BASE_KERNEL):,} target tokens, {sum(map(setting.tokens, setting.memory)):,} memory tokens.",
-            "",
+            *setting.heading,
             "| step | ms | times without memory | against joint | floor / measured |",
             "|---|---|---|---|---|",
             *rows,

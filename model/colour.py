@@ -102,17 +102,16 @@ class ColourHead(nn.Module):
         return torch.cat([(size + LEAST_CHANGE).log(), length, source, size, gains.flatten(2)], dim=-1)
 
     def recall(
-        self, source: Float[Tensor, "b c t h w"], shown: Float[Tensor, "b m 15"]
+        self, colours: Float[Tensor, "b 3 t h w"], shown: Float[Tensor, "b m 15"]
     ) -> tuple[Float[Tensor, "b 9 t h w"], Float[Tensor, "b 1 t h w"], Float[Tensor, "b 1 t h w"]]:
         """For every latent position the gains of the patches that changed and are like it, how much these changed, and how unlike they are."""
-        colours = self.colours(source.float())
         one = torch.ones_like(colours[:, :1])
         # Less the squared distance of the colours, but for what is the same of all patches.
         wanted = torch.cat([PULL * one, -SHARPNESS * one, 2 * SHARPNESS * colours], dim=1).flatten(2).transpose(1, 2)
         # Likeness is a small difference of large numbers: too small for bfloat16.
         with torch.autocast(shown.device.type, enabled=False):
             found = F.scaled_dot_product_attention(wanted, shown[..., :5], shown[..., 2:], scale=1.0)
-        seen, change, gains = found.transpose(1, 2).unflatten(2, source.shape[2:]).split([3, 1, COLOUR_MAPS], dim=1)
+        seen, change, gains = found.transpose(1, 2).unflatten(2, colours.shape[2:]).split([3, 1, COLOUR_MAPS], dim=1)
         distance = (seen - colours).square().sum(1, keepdim=True)
         return gains, change, distance
 
@@ -141,21 +140,21 @@ class ColourHead(nn.Module):
         shape = source.shape[2:]
         own = (sample + self.change(unpatchify(self.gains(tokens), shape, self.patch), source, begins)).float()
         logits = unpatchify(self.choice(tokens), shape, self.patch).float()
-        changes = [own, torch.zeros_like(own)]
+        changes, colours = [own, torch.zeros_like(own)], self.colours(source.float())
         change = distance = torch.zeros_like(logits[:, :1])
         if shown is not None:
-            gains, change, distance = self.recall(source, shown)
+            gains, change, distance = self.recall(colours, shown)
             changes.append(self.change(gains, source, begins).float())
             logits = torch.cat(
                 [logits[:, :-1], logits[:, -1:] + TRUST_CHANGE * change + TRUST_DISTANCE * distance], dim=1
             )
-        logits = (logits + self.judged(logits, source, own, changes[-1], change, distance))[:, : len(changes)]
+        logits = (logits + self.judged(logits, colours, own, changes[-1], change, distance))[:, : len(changes)]
         return ColourChoice(changes=torch.stack(changes, dim=1), logits=logits)
 
     def judged(
         self,
         logits: Float[Tensor, "b e t h w"],
-        source: Tensor,
+        colours: Float[Tensor, "b 3 t h w"],
         own: Tensor,
         found: Tensor,
         change: Tensor,
@@ -163,10 +162,10 @@ class ColourHead(nn.Module):
     ) -> Float[Tensor, "b e t h w"]:
         """What is added to the logits, by all that is known of a position. Of changes it learns nothing but whether to make them."""
         of_logits, of_colours, of_changes, of_distance = SCALES
-        black = self.colours(torch.zeros_like(source[:1, :, :1, :1, :1], dtype=torch.float32))
+        black = self.colours(torch.zeros_like(own[:1, :, :1, :1, :1]))
         evidence = [
             of_logits * logits,
-            of_colours * self.colours(source.float()),
+            of_colours * colours,
             of_changes * (self.colours(own.detach()) - black),
             of_changes * (self.colours(found) - black),
             of_changes * change,

@@ -166,8 +166,6 @@ class _Drawn(Dataset[Batch]):
         return len(self.stages)
 
     def __getitem__(self, index: int) -> Batch:
-        if index >= len(self):
-            raise IndexError
         step, num_frames, batch_size = self.stages[index]
         return self.sampler.batch(step, batch_size=batch_size, num_frames=num_frames)
 
@@ -272,17 +270,14 @@ class BatchSampler:
         if own < OWN_PROBABILITY:
             low, high = OWN_SIGMAS
             memory_sigma = low + (high - low) * torch.rand(len(drawn), generator=generator)
+        elif own < OWN_PROBABILITY + WHOLE_PROBABILITY and self.colour_maps is not None:
+            is_whole, memory_sigma = True, torch.ones(len(drawn))
+        if memory_sigma is not None:
             for place, item in enumerate(memory):
                 edited, clean_source = item.latents.chunk(2, dim=1)
                 noised = add_noise(edited, torch.randn(edited.shape, generator=generator), memory_sigma)
                 memory[place] = replace(item, latents=torch.cat([noised, clean_source], dim=1))
-        elif own < OWN_PROBABILITY + WHOLE_PROBABILITY and self.colour_maps is not None:
-            is_whole, memory_sigma = True, torch.ones(len(drawn))
-            for place, item in enumerate(memory):
-                clean_source = item.latents.chunk(2, dim=1)[1]
-                pure = torch.randn(clean_source.shape, generator=generator)
-                memory[place] = replace(item, latents=torch.cat([pure, clean_source], dim=1))
-        if memory and memory_sigma is None:
+        elif memory:
             instructions = contradict(instructions, told, generator)
         return Batch(
             instructions=instructions,

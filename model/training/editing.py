@@ -34,11 +34,7 @@ SELF_ATTENTION = r"blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)"
 class Editing(nn.Module):
     """The transformer, and the text encoder if it is trained with it; a published one only reads for it."""
 
-    def __init__(
-        self,
-        transformer: MemoryTransformer3DModel,
-        text_encoder: ByteTextEncoder | WanTextEncoder,
-    ) -> None:
+    def __init__(self, transformer: MemoryTransformer3DModel, text_encoder: ByteTextEncoder | WanTextEncoder) -> None:
         super().__init__()
         self.transformer = transformer
         self.sampler = EulerSampler(num_inference_steps=4, shift=5.0)
@@ -231,7 +227,7 @@ def editing_loss(
         errors = torch.stack([error_of(x) for x in said.unbind(1)], dim=1)
         if is_whole:
             kept = mask & (errors[:, MEMORIES] < errors[:, NO_CHANGE])
-            errors = torch.stack([*errors[:, :MEMORIES].unbind(1), errors[:, MEMORIES].masked_fill(kept, -1.0)], dim=1)
+            errors = torch.cat([errors[:, :MEMORIES], errors[:, MEMORIES:].masked_fill(kept[:, None], -1.0)], dim=1)
         is_right = (-CHOICE_SHARPNESS * errors).softmax(1).detach()
         wrong = -(is_right * logits.log_softmax(1)).sum(1)
         loss = loss + loss_of(said[:, 0])[0] + wrong.mean() + (wrong * mask).sum() / mask.sum().clamp_min(8)

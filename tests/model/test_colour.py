@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from model.codec import COLOUR_MAPS, PatchCodec
-from model.colour import ColourHead, apply_maps
+from model.colour import MEMORIES, NO_CHANGE, OWN, ColourHead, apply_maps
 from model.memory import KERNELS, Kernel, MemoryAttention
 from model.merging import Merging
 from model.training.codec_fit import fit_codec
@@ -54,9 +54,6 @@ def test_the_head_starts_silent_and_knows_first_frames_from_groups() -> None:
     assert not torch.allclose(whole[:, :, 0], inner[:, :, 0])
     assert torch.equal(mixed[0], whole[0])
     assert torch.equal(mixed[1], inner[1])
-
-
-NETWORK, NO_CHANGE, MEMORIES = range(3)
 
 
 def believe(head: ColourHead, expert: int) -> None:
@@ -158,7 +155,7 @@ def test_colours_come_from_the_memories_that_are_left(attention: MemoryAttention
         MemoryBatch(role="retrieved", kernel=(1, 4, 4), latents=random(2, 96, 3, 6, 10, seed=4)),
     ]
     with_memory = network(*inputs, memory=memory).sample
-    believe(network.colour_head, NETWORK)
+    believe(network.colour_head, OWN)
     assert (network(*inputs, memory=memory).sample - with_memory).abs().max() > 1e-3
     believe(network.colour_head, MEMORIES)
     with_memory = network(*inputs, memory=memory).sample
