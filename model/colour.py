@@ -10,6 +10,10 @@ goes through a network's normalised activations arrives changed. At every latent
 says itself, no change, and what memories show. Nothing of the looking is learned: it gave way to what is right of the background,
 which the choice is for (docs/decisions.md, 2026-11-26).
 
+A name of a colour leaves much of it free, and what is free stands in the noise: which colour an edit comes to is decided where the noisy
+latents say, of all edited positions together, more than the network knows. One that answers with the mean of what may be makes every edit
+the same. So the head reads that colour itself: its expectation, given what the network says and the noisy latents (`read`).
+
 Only for `PatchCodec`; published Wan networks have no such head. Ours; a pointer network's copying (Vinyals et al., 2015) is the idea's source.
 
 Legend: B batch, N tokens, D width, C channels of a latent.
@@ -26,7 +30,7 @@ from torch import Tensor, nn
 
 from model.codec import COLOUR_MAPS, PatchCodec
 from model.patchify import pad_to_kernel, unpatchify
-from model.types import ColourChoice, Kernel, MemoryBatch
+from model.types import CHOICE_SURENESS, ColourChoice, Kernel, MemoryBatch
 
 SHARPNESS, PULL = 200.0, 6.0
 """What the squared distance of two colours in [0, 1] takes from their likeness, and what the logarithm of a change's length adds to it: patches count
@@ -39,6 +43,10 @@ OWN, NO_CHANGE, MEMORIES = range(EXPERTS)
 """The network's own change, none, and what memories show."""
 STARTS = (0.0, -6.0, -1.0)
 """Their logits before anything is learned."""
+DOUBT = 0.15
+"""Standard deviation, before anything is learned, of the edit's colour from what the network says, in [0, 1]."""
+UNEVENNESS = 0.15
+"""Deviation of one position's colour from the one they have in common, in those of the noise's: no number of positions is free of doubt."""
 TRUST_CHANGE, TRUST_DISTANCE = 10.0, -100.0
 """What the length of the change that was found, and the squared distance of its source's colour, add to the logit of what memories show."""
 
@@ -62,6 +70,9 @@ class ColourHead(nn.Module):
         self.patch = patch
         self.gains = nn.Linear(width, COLOUR_MAPS * prod(patch))
         self.choice = nn.Linear(width, EXPERTS * prod(patch))
+        self.doubt = nn.Linear(width, prod(patch))
+        nn.init.zeros_(self.doubt.weight)
+        nn.init.zeros_(self.doubt.bias)
         nn.init.zeros_(self.gains.weight)
         nn.init.zeros_(self.gains.bias)
         nn.init.zeros_(self.choice.weight)
@@ -128,10 +139,14 @@ class ColourHead(nn.Module):
         source: Float[Tensor, "b c t h w"],
         begins: Bool[Tensor, "b"] | None,
         shown: Float[Tensor, "b m k"] | None = None,
+        *,
+        noisy: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, "b 1 #t #h #w"],
     ) -> ColourChoice:
         """What may be added to the source, and which of it.
 
         Args:
+            noisy, sigma: the latents that are denoised, and their noise.
             sample: the network's free output, to which its own change of colours is added.
             tokens: the last ones, of the target.
             begins: whether the target begins with its segment's first frame, which the codec encodes by itself; None: it does.
@@ -149,7 +164,52 @@ class ColourHead(nn.Module):
                 [logits[:, :-1], logits[:, -1:] + TRUST_CHANGE * change + TRUST_DISTANCE * distance], dim=1
             )
         logits = (logits + self.judged(logits, colours, own, changes[-1], change, distance))[:, : len(changes)]
+        share = 1 - (CHOICE_SURENESS * logits.detach()).softmax(1)[:, NO_CHANGE, None]
+        doubt = unpatchify(self.doubt(tokens), shape, self.patch).float()
+        with torch.autocast(source.device.type, enabled=False):
+            gains, weight = self.read(own, source.float(), share, doubt, noisy=noisy.float(), sigma=sigma.float())
+        changes[OWN] = own + weight * self.change(gains.expand(-1, -1, *shape), source, begins).float()
         return ColourChoice(changes=torch.stack(changes, dim=1), logits=logits)
+
+    def read(
+        self,
+        own: Float[Tensor, "b c t h w"],
+        source: Float[Tensor, "b c t h w"],
+        share: Float[Tensor, "b 1 t h w"],
+        doubt: Float[Tensor, "b 1 t h w"],
+        *,
+        noisy: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, "b 1 #t #h #w"],
+    ) -> tuple[Float[Tensor, "b 9 1 1 1"], Float[Tensor, "b 1 t h w"]]:
+        """By which gains the edit's colour is expected to differ from what the network says, and where.
+
+        One colour c is added to all that the edit changes, more where the source is lighter. Before the noisy latents are seen c is normal
+        around 0, its deviation the network's own doubt; they show it once per position, in noise. The mean of what is left is a
+        system of three equations (Bayesian linear regression).
+
+        Args:
+            share: of each position, how much it is believed to be changed.
+            doubt: logarithm of how much more than `DOUBT`.
+        """
+        linear = self.mean_colour[:, :-1].float()
+        said, lit = torch.einsum("kc,bcthw->bkthw", linear, own), self.colours(source).clamp_min(0)
+        size = said.detach().norm(dim=1, keepdim=True)
+        usual = pooled(size, share * size)
+        weight = share * (size / usual.clamp_min(1e-6)).clamp_max(1).square()
+        mean = pooled(lit, weight)
+        direction = mean / (mean.square().sum(1, keepdim=True) + DARK)
+        light = (direction * lit).sum(1, keepdim=True)
+
+        seen = torch.einsum("kc,bcthw->bkthw", linear, noisy - (1 - sigma) * source) - (1 - sigma) * said
+        sureness = weight * light * (1 - sigma) / (sigma.square() + (UNEVENNESS * (1 - sigma)).square())
+        total, evidence = (part.sum((2, 3, 4)) for part in (sureness * light * (1 - sigma), sureness * seen))
+        precision = (DOUBT * pooled(doubt, weight).exp()).flatten(1).square().reciprocal()
+        diagonal = torch.eye(3, device=own.device)
+        # Where nothing is changed there is nothing to solve: a little makes it solvable.
+        system = total[..., None] * diagonal + precision[..., None] * (linear @ linear.T + 1e-6 * diagonal)
+        colour, _ = torch.linalg.solve_ex(system, evidence[..., None])
+        gains = colour * direction.flatten(2).transpose(1, 2)
+        return gains.flatten(1)[..., None, None, None], weight
 
     def judged(
         self,
@@ -181,6 +241,12 @@ class ColourHead(nn.Module):
             inner = apply_maps(self.group, gains[:, :, :1], source[:, :, :1])
             start = torch.where(begins.view(-1, 1, 1, 1, 1), start, inner)
         return torch.cat([start, apply_maps(self.group, gains[:, :, 1:], source[:, :, 1:])], dim=2)
+
+
+def pooled(values: Float[Tensor, "b k t h w"], weight: Float[Tensor, "b 1 t h w"]) -> Float[Tensor, "b k 1 1 1"]:
+    """Their weighted mean over all positions."""
+    total = weight.sum((2, 3, 4), keepdim=True)
+    return (weight * values).sum((2, 3, 4), keepdim=True) / total.clamp_min(1e-3)
 
 
 def apply_maps(

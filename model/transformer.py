@@ -16,6 +16,7 @@ Legend: B batch, N tokens (target first), L text tokens, D width.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 from model.attention import KeysValues, MemoryAttnProcessor, Rotary, project, rotate
 from model.checkpoints import find_folder
 from model.colour import ColourHead
+from model.flow import NUM_TRAIN_TIMESTEPS
 from model.memory import KERNELS, MemoryAttention, MemoryPositions, MemoryRole, kernel_name, temporal_start
 from model.merging import FrameCompressor, Merging, responsiveness, thin
 from model.patchify import TokenGroup, concatenate, init_from_base, patchify, unpatchify
@@ -463,7 +465,15 @@ class MemoryTransformer3DModel(
         sample = unpatchify(self.proj_out(tokens), latent_shape, tuple(self.config.patch_size))
         choice = None
         if self.colour_head is not None:
-            source = hidden_states[:, self.config.out_channels :]
-            choice = self.colour_head(sample, tokens, source, begins, torch.cat(shown, dim=1) if shown else None)
+            noisy, source = hidden_states.chunk(2, dim=1)
+            sigma = timestep.float() / NUM_TRAIN_TIMESTEPS
+            if timestep.ndim == 1:
+                sigma = sigma.view(-1, 1, 1, 1, 1)
+            else:
+                patch = tuple(self.config.patch_size)
+                sigma = unpatchify(sigma[..., None].expand(-1, -1, prod(patch)), latent_shape, patch)
+            choice = self.colour_head(
+                sample, tokens, source, begins, torch.cat(shown, dim=1) if shown else None, noisy=noisy, sigma=sigma
+            )
             sample = choice.sample
         return MemoryTransformerOutput(sample=sample, choice=choice) if return_dict else (sample,)

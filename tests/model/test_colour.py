@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from model.codec import COLOUR_MAPS, PatchCodec
-from model.colour import MEMORIES, NO_CHANGE, OWN, ColourHead, apply_maps
+from model.colour import DOUBT, MEMORIES, NO_CHANGE, OWN, ColourHead, apply_maps
 from model.memory import KERNELS, Kernel, MemoryAttention
 from model.merging import Merging
 from model.training.codec_fit import fit_codec
@@ -43,17 +43,24 @@ def test_the_head_starts_silent_and_knows_first_frames_from_groups() -> None:
     head = ColourHead(8, 48, (1, 2, 2))
     head.set_maps(fitted())
     tokens, source = torch.randn(2, 8, 8), torch.randn(2, 48, 2, 4, 4)
-    assert not head(torch.zeros_like(source), tokens, source, None).sample.any()
+    assert not head(torch.zeros_like(source), tokens, source, None, **clean(source)).sample.any()
     torch.nn.init.normal_(head.gains.weight)
     whole, inner, mixed = (
-        head(torch.zeros_like(source), tokens, source, begins).sample
+        head(torch.zeros_like(source), tokens, source, begins, **clean(source)).sample
         for begins in (None, torch.tensor([False, False]), torch.tensor([True, False]))
     )
-    assert torch.equal(whole, head(torch.zeros_like(source), tokens, source, torch.tensor([True, True])).sample)
+    assert torch.equal(
+        whole, head(torch.zeros_like(source), tokens, source, torch.tensor([True, True]), **clean(source)).sample
+    )
     assert torch.equal(whole[:, :, 1:], inner[:, :, 1:])
     assert not torch.allclose(whole[:, :, 0], inner[:, :, 0])
     assert torch.equal(mixed[0], whole[0])
     assert torch.equal(mixed[1], inner[1])
+
+
+def clean(latents: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What is denoised, where its noise says nothing."""
+    return {"noisy": torch.zeros_like(latents), "sigma": torch.ones(1, 1, 1, 1, 1)}
 
 
 def believe(head: ColourHead, expert: int) -> None:
@@ -61,9 +68,9 @@ def believe(head: ColourHead, expert: int) -> None:
     head.choice.bias.data = torch.zeros(4, 3).index_fill_(1, torch.tensor([expert]), 200.0).flatten()
 
 
-def flat(colour: list[float], codec: PatchCodec) -> torch.Tensor:
+def flat(colour: list[float] | torch.Tensor, codec: PatchCodec) -> torch.Tensor:
     """Latents of 5 frames of one colour."""
-    return codec.encode(torch.tensor(colour).view(1, 3, 1, 1, 1).expand(1, 3, 5, 16, 16))
+    return codec.encode(torch.as_tensor(colour).view(1, 3, 1, 1, 1).expand(1, 3, 5, 16, 16))
 
 
 def test_the_mean_colour_of_a_latent_is_the_same_functional_in_first_frames_and_groups() -> None:
@@ -91,10 +98,12 @@ def test_what_a_memory_shows_is_done_again_to_a_colour_that_is_lit_otherwise(ker
     tokens = torch.randn(1, target.shape[2] * 4, 8)
     shown = head.show(memory)
     believe(head, MEMORIES)
-    found = codec.decode(target + head(torch.randn_like(target), tokens, target, None, shown).sample).mean((0, 2, 3, 4))
+    found = codec.decode(
+        target + head(torch.randn_like(target), tokens, target, None, shown, **clean(target)).sample
+    ).mean((0, 2, 3, 4))
     torch.testing.assert_close(found, 0.5 * torch.tensor(edited), rtol=0, atol=0.01)
     believe(head, NO_CHANGE)
-    assert head(torch.zeros_like(target), tokens, target, None, shown).sample.abs().max() < 1e-6
+    assert head(torch.zeros_like(target), tokens, target, None, shown, **clean(target)).sample.abs().max() < 1e-6
 
 
 @torch.no_grad()
@@ -112,7 +121,7 @@ def test_a_target_finds_the_patches_that_are_like_it_and_were_changed() -> None:
     for colour, wanted in zip(before, after, strict=True):
         source = flat([part + 0.02 for part in colour], codec)
         found = codec.decode(
-            source + head(torch.randn_like(source), torch.randn(1, 12, 8), source, None, shown).sample
+            source + head(torch.randn_like(source), torch.randn(1, 12, 8), source, None, shown, **clean(source)).sample
         ).mean((0, 2, 3, 4))
         torch.testing.assert_close(found, torch.tensor(wanted), rtol=0, atol=0.08)
 
@@ -125,16 +134,45 @@ def test_the_judge_sees_the_changes_and_teaches_them_nothing() -> None:
     pair = torch.cat([flat([0.1, 0.5, 0.7], codec), target], dim=1)
     shown = head.show(MemoryBatch(role="retrieved", kernel=(1, 2, 2), latents=pair))
     inputs = torch.zeros_like(target), torch.randn(1, target.shape[2] * 4, 8), target, None, shown
-    before = head(*inputs).logits
+    before = head(*inputs, **clean(target)).logits
     for layer in (head.judge[0], head.judge[2]):
         torch.nn.init.normal_(layer.weight)
-    logits = head(*inputs).logits
+    logits = head(*inputs, **clean(target)).logits
     assert (logits - before).abs().max() > 0.1
-    assert not torch.allclose(head(inputs[0] + 0.5, *inputs[1:]).logits, logits)
+    assert not torch.allclose(head(inputs[0] + 0.5, *inputs[1:], **clean(target)).logits, logits)
     logits.square().sum().backward()
     assert head.gains.weight.grad is None or not head.gains.weight.grad.any()
     assert head.judge[0].weight.grad.any()
     assert head.choice.weight.grad.any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sigma", [1.0, 0.9, 0.5])
+def test_the_colour_is_read_from_the_noise_of_all_positions_as_far_as_it_shows_there(sigma: float) -> None:
+    """Of many draws: what is left of the distance is what Bayes' rule leaves, and no draw is the mean where the truth varies."""
+    codec, head = fitted(), ColourHead(8, 48, (1, 2, 2))
+    head.set_maps(codec)
+    believe(head, OWN)
+    generator, count = torch.Generator().manual_seed(0), 400
+    brown, grey = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.4, 0.4, 0.4])
+    edits = grey + DOUBT * torch.randn(count, 3, generator=generator)
+    source, said, truth = (
+        torch.cat([flat(colour, codec) for colour in colours]) for colours in ([brown] * count, [grey] * count, edits)
+    )
+    noise = torch.randn(truth.shape, generator=generator)
+    tokens = torch.zeros(count, source.shape[2] * 4, 8)
+    noisy, sigmas = (1 - sigma) * truth + sigma * noise, torch.full((count, 1, 1, 1, 1), sigma)
+    found = codec.decode(source + head(said - source, tokens, source, None, noisy=noisy, sigma=sigmas).sample)
+    left = (found.mean((2, 3, 4)) - edits).square().mean().sqrt()
+    linear = codec.mean_colour()[:, :-1]
+    covariance = linear @ linear.T * sigma**2 / ((1 - sigma) ** 2 * source[0, 0].numel()) if sigma < 1 else None
+    prior = DOUBT**2 * torch.eye(3)
+    expected = prior if covariance is None else prior - prior @ torch.linalg.inv(prior + covariance) @ prior
+    assert float(left) == pytest.approx(float((expected.trace() / 3).sqrt()), rel=0.15)
+    for_each = head(said - source, tokens, source, None, noisy=noisy, sigma=sigmas.expand(-1, -1, *source.shape[2:]))
+    torch.testing.assert_close(codec.decode(source + for_each.sample), found, rtol=0, atol=1e-5)
+    believe(head, NO_CHANGE)
+    assert not head(said - source, tokens, source, None, noisy=noisy, sigma=sigmas).sample.any()
 
 
 @torch.no_grad()
@@ -172,14 +210,14 @@ def test_colours_come_from_the_memories_that_are_left(attention: MemoryAttention
 
 
 @pytest.mark.parametrize(("trained", "has_one"), [("all", True), ("memory", False)])
-def test_a_base_without_a_head_gets_a_silent_one_where_it_is_trained(
+def test_a_base_without_a_head_gets_one_that_is_silent_in_pure_noise_where_it_is_trained(
     tmp_path: Path, trained: Trained, *, has_one: bool
 ) -> None:
     base = write_random_preset(tmp_path / "base")
     config = TrainingConfig(output=tmp_path / "run", base=str(base), train=trained)
     network = make_editing(config, starting_point(config)).transformer
     assert (network.colour_head is not None) == has_one
-    seen, timestep, text = torch.randn(1, 96, 2, 4, 4), torch.tensor([500.0]), torch.randn(1, 3, 128)
+    seen, timestep, text = torch.randn(1, 96, 2, 4, 4), torch.tensor([1000.0]), torch.randn(1, 3, 128)
     before = load_transformer(base / "transformer")
     with torch.no_grad():
         found, wanted = (net(seen, timestep, text).sample for net in (network, before))
