@@ -10,9 +10,8 @@ goes through a network's normalised activations arrives changed. At every latent
 says itself, no change, and what memories show. Nothing of the looking is learned: it gave way to what is right of the background,
 which the choice is for (docs/decisions.md, 2026-11-26).
 
-A name of a colour leaves much of it free, and what is free stands in the noise: which colour an edit comes to is decided where the noisy
-latents say, of all edited positions together, more than the network knows. One that answers with the mean of what may be makes every edit
-the same. So the head reads that colour itself: its expectation, given what the network says and the noisy latents (`read`).
+What the network says is then brought nearer to the one colour that the noise holds (`model.common_colour`): edits vary as what they
+were learned from does.
 
 Only for `PatchCodec`; published Wan networks have no such head. Ours; a pointer network's copying (Vinyals et al., 2015) is the idea's source.
 
@@ -29,6 +28,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from model.codec import COLOUR_MAPS, PatchCodec
+from model.common_colour import DARK, CommonColour, pooled
 from model.patchify import pad_to_kernel, unpatchify
 from model.types import CHOICE_SURENESS, ColourChoice, Kernel, MemoryBatch
 
@@ -36,8 +36,6 @@ SHARPNESS, PULL = 200.0, 6.0
 """What the squared distance of two colours in [0, 1] takes from their likeness, and what the logarithm of a change's length adds to it: patches count
 as the sixth power of their change, so that what did not change says nothing and the strongest change does not speak for all."""
 LEAST_CHANGE = 0.02
-DARK = 3e-3
-"""Added to the squared length of a source's colour: what happens to a colour much darker says nothing of others."""
 EXPERTS = 3
 OWN, NO_CHANGE, MEMORIES = range(EXPERTS)
 """The network's own change, none, and what memories show."""
@@ -45,8 +43,6 @@ STARTS = (0.0, -6.0, -1.0)
 """Their logits before anything is learned."""
 DOUBT = 0.15
 """Standard deviation, before anything is learned, of the edit's colour from what the network says, in [0, 1]."""
-UNEVENNESS = 0.15
-"""Deviation of one position's colour from the one they have in common, in those of the noise's: no number of positions is free of doubt."""
 TRUST_CHANGE, TRUST_DISTANCE = 10.0, -100.0
 """What the length of the change that was found, and the squared distance of its source's colour, add to the logit of what memories show."""
 
@@ -128,9 +124,12 @@ class ColourHead(nn.Module):
 
     def colours(self, latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b 3 t h w"]:
         """Mean RGB, in [0, 1], of what every latent position decodes to."""
-        linear, constant = self.mean_colour.float().tensor_split([latents.shape[1]], dim=1)
-        with torch.autocast(latents.device.type, enabled=False):
-            return torch.einsum("kc,bcthw->bkthw", linear, latents) + constant[:, :, None, None]
+        return self.colour_change(latents) + self.mean_colour[:, -1:, None, None].float()
+
+    def colour_change(self, change: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b 3 t h w"]:
+        """The same of what is added to latents."""
+        with torch.autocast(change.device.type, enabled=False):
+            return torch.einsum("kc,bcthw->bkthw", self.mean_colour[:, :-1].float(), change)
 
     def forward(
         self,
@@ -167,49 +166,36 @@ class ColourHead(nn.Module):
         share = 1 - (CHOICE_SURENESS * logits.detach()).softmax(1)[:, NO_CHANGE, None]
         doubt = unpatchify(self.doubt(tokens), shape, self.patch).float()
         with torch.autocast(source.device.type, enabled=False):
-            gains, weight = self.read(own, source.float(), share, doubt, noisy=noisy.float(), sigma=sigma.float())
-        changes[OWN] = own + weight * self.change(gains.expand(-1, -1, *shape), source, begins).float()
-        return ColourChoice(changes=torch.stack(changes, dim=1), logits=logits)
+            common = self.common_colour(own, source.float(), share, doubt)
+            shown_by_noise = self.colour_change(noisy.float() - (1 - sigma) * source.float())
+            linear = self.mean_colour[:, :-1].float()
+            gains = common.gains(common.expected(shown_by_noise, sigma, noise=linear @ linear.T))
+        changes[OWN] = own + common.weight * self.change(gains.expand(-1, -1, *shape), source, begins).float()
+        return ColourChoice(changes=torch.stack(changes, dim=1), logits=logits, common=common)
 
-    def read(
+    def common_colour(
         self,
         own: Float[Tensor, "b c t h w"],
         source: Float[Tensor, "b c t h w"],
         share: Float[Tensor, "b 1 t h w"],
         doubt: Float[Tensor, "b 1 t h w"],
-        *,
-        noisy: Float[Tensor, "b c t h w"],
-        sigma: Float[Tensor, "b 1 #t #h #w"],
-    ) -> tuple[Float[Tensor, "b 9 1 1 1"], Float[Tensor, "b 1 t h w"]]:
-        """By which gains the edit's colour is expected to differ from what the network says, and where.
-
-        One colour c is added to all that the edit changes, more where the source is lighter. Before the noisy latents are seen c is normal
-        around 0, its deviation the network's own doubt; they show it once per position, in noise. The mean of what is left is a
-        system of three equations (Bayesian linear regression).
+    ) -> CommonColour:
+        """Of what the edit changes.
 
         Args:
             share: of each position, how much it is believed to be changed.
             doubt: logarithm of how much more than `DOUBT`.
         """
-        linear = self.mean_colour[:, :-1].float()
-        said, lit = torch.einsum("kc,bcthw->bkthw", linear, own), self.colours(source).clamp_min(0)
+        said, lit = self.colour_change(own), self.colours(source).clamp_min(0)
         size = said.detach().norm(dim=1, keepdim=True)
         usual = pooled(size, share * size)
         weight = share * (size / usual.clamp_min(1e-6)).clamp_max(1).square()
         mean = pooled(lit, weight)
         direction = mean / (mean.square().sum(1, keepdim=True) + DARK)
-        light = (direction * lit).sum(1, keepdim=True)
-
-        seen = torch.einsum("kc,bcthw->bkthw", linear, noisy - (1 - sigma) * source) - (1 - sigma) * said
-        sureness = weight * light * (1 - sigma) / (sigma.square() + (UNEVENNESS * (1 - sigma)).square())
-        total, evidence = (part.sum((2, 3, 4)) for part in (sureness * light * (1 - sigma), sureness * seen))
-        precision = (DOUBT * pooled(doubt, weight).exp()).flatten(1).square().reciprocal()
-        diagonal = torch.eye(3, device=own.device)
-        # Where nothing is changed there is nothing to solve: a little makes it solvable.
-        system = total[..., None] * diagonal + precision[..., None] * (linear @ linear.T + 1e-6 * diagonal)
-        colour, _ = torch.linalg.solve_ex(system, evidence[..., None])
-        gains = colour * direction.flatten(2).transpose(1, 2)
-        return gains.flatten(1)[..., None, None, None], weight
+        return CommonColour(
+            said=said, weight=weight, direction=direction.flatten(1), light=(direction * lit).sum(1, keepdim=True),
+            deviation=DOUBT * pooled(doubt, weight).flatten(1).exp(),
+        )  # fmt: skip
 
     def judged(
         self,
@@ -222,12 +208,11 @@ class ColourHead(nn.Module):
     ) -> Float[Tensor, "b e t h w"]:
         """What is added to the logits, by all that is known of a position. Of changes it learns nothing but whether to make them."""
         of_logits, of_colours, of_changes, of_distance = SCALES
-        black = self.colours(torch.zeros_like(own[:1, :, :1, :1, :1]))
         evidence = [
             of_logits * logits,
             of_colours * colours,
-            of_changes * (self.colours(own.detach()) - black),
-            of_changes * (self.colours(found) - black),
+            of_changes * self.colour_change(own.detach()),
+            of_changes * self.colour_change(found),
             of_changes * change,
             (of_distance * distance).clamp_max(10),
         ]
@@ -241,12 +226,6 @@ class ColourHead(nn.Module):
             inner = apply_maps(self.group, gains[:, :, :1], source[:, :, :1])
             start = torch.where(begins.view(-1, 1, 1, 1, 1), start, inner)
         return torch.cat([start, apply_maps(self.group, gains[:, :, 1:], source[:, :, 1:])], dim=2)
-
-
-def pooled(values: Float[Tensor, "b k t h w"], weight: Float[Tensor, "b 1 t h w"]) -> Float[Tensor, "b k 1 1 1"]:
-    """Their weighted mean over all positions."""
-    total = weight.sum((2, 3, 4), keepdim=True)
-    return (weight * values).sum((2, 3, 4), keepdim=True) / total.clamp_min(1e-3)
 
 
 def apply_maps(

@@ -66,6 +66,9 @@ def train(config: TrainingConfig) -> Path:
     weights = channel_weights(start.codec).to(workers.device)
 
     editing = make_editing(config, start, device=device)
+    if isinstance(start.codec, PatchCodec):
+        # Segments were encoded on the CPU; samples are decoded where they are made.
+        start.codec.to(workers.device)
     if workers.is_sharded:
         shard_network(editing, workers)
     parameters = [p for p in editing.parameters() if p.requires_grad]
@@ -130,14 +133,15 @@ def train(config: TrainingConfig) -> Path:
                 if log is not None:
                     log.tell(state.step, {"learning_rate": rate, "gradient_norm": float(norm)})
                 state.recent.clear()
+            if state.step % config.checkpoint_every == 0 or state.step == config.steps:
+                save_checkpoint(config.output / CHECKPOINT_FILE, state, workers)
             if state.step % config.sample_every == 0 or state.step == config.steps:
                 shift = start.sampler.get("shift", config.inference_shift)
                 picture = sample_grid(editing, looked_at, start.codec, shift=shift, device=workers.device)
                 if log is not None:
                     log.show(state.step, picture)
-            if state.step % config.checkpoint_every == 0:
-                save_checkpoint(config.output / CHECKPOINT_FILE, state, workers)
-    save_checkpoint(config.output / CHECKPOINT_FILE, state, workers)
+    if state.step < config.steps:
+        save_checkpoint(config.output / CHECKPOINT_FILE, state, workers)
     return write_preset(config, start, editing, state.average, workers)
 
 

@@ -127,6 +127,14 @@ def test_training_starts_from_a_base(tmp_path: Path) -> None:
     assert set(apart.state_dict()) == set(before), "isolated memory leaves the base's compressors behind"
 
 
+@pytest.mark.gpu
+def test_a_gpu_trains_to_the_last_picture(tmp_path: Path) -> None:
+    config = micro(tmp_path / "run", tmp_path / "cache")  # device "auto"
+    editor = load_editor(train(config), device="cuda")
+    assert editor.weights_revision
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
 def test_memory_and_target_are_mixed_alike(cache: list[Segments]) -> None:
     """What was decoded of a mixed change is the change with its colours mixed; memories of a sample as its target."""
     codec = fit_codec(world_videos(2, seed=500, size=(16, 16)))
@@ -422,7 +430,7 @@ def test_a_choice_learns_who_is_right_where_and_the_network_learns_chosen_or_not
     shares = logits.softmax(1).detach()[:, :, None]
     options = {"channel_weight": torch.ones(3, 2), "edit_weight": 1.0, "look_weight": 0.0}
     mask = torch.ones(1, 2, 8, 8, dtype=torch.bool)
-    loss, _ = editing_loss((said * shares).sum(1), x_0, mask, (said, logits), **options)
+    loss, _ = editing_loss((said * shares).sum(1), x_0, mask, (said, logits, torch.tensor(0.5)), **options)
     loss.backward()
     assert logits.grad is not None
     assert said.grad is not None
@@ -432,3 +440,5 @@ def test_a_choice_learns_who_is_right_where_and_the_network_learns_chosen_or_not
     assert (said.grad[:, 0, :, :, 4:] > 0).all(), "the network, wrong here and not believed, learns all the same"
     without, _ = editing_loss((said * shares).sum(1), x_0, mask, **options)
     assert float(loss) > float(without) > 0
+    calm, _ = editing_loss((said * shares).sum(1), x_0, mask, (said, logits, torch.tensor(0.0)), **options)
+    assert float(loss - calm) == pytest.approx(0.5)
