@@ -41,8 +41,6 @@ OWN, NO_CHANGE, MEMORIES = range(EXPERTS)
 """The network's own change, none, and what memories show."""
 STARTS = (0.0, -6.0, -1.0)
 """Their logits before anything is learned."""
-DOUBT = 0.15
-"""Standard deviation, before anything is learned, of the edit's colour from what the network says, in [0, 1]."""
 TRUST_CHANGE, TRUST_DISTANCE = 10.0, -100.0
 """What the length of the change that was found, and the squared distance of its source's colour, add to the logit of what memories show."""
 
@@ -66,9 +64,6 @@ class ColourHead(nn.Module):
         self.patch = patch
         self.gains = nn.Linear(width, COLOUR_MAPS * prod(patch))
         self.choice = nn.Linear(width, EXPERTS * prod(patch))
-        self.doubt = nn.Linear(width, prod(patch))
-        nn.init.zeros_(self.doubt.weight)
-        nn.init.zeros_(self.doubt.bias)
         nn.init.zeros_(self.gains.weight)
         nn.init.zeros_(self.gains.bias)
         nn.init.zeros_(self.choice.weight)
@@ -164,28 +159,21 @@ class ColourHead(nn.Module):
             )
         logits = (logits + self.judged(logits, colours, own, changes[-1], change, distance))[:, : len(changes)]
         share = 1 - (CHOICE_SURENESS * logits.detach()).softmax(1)[:, NO_CHANGE, None]
-        doubt = unpatchify(self.doubt(tokens), shape, self.patch).float()
         with torch.autocast(source.device.type, enabled=False):
-            common = self.common_colour(own, source.float(), share, doubt)
+            common = self.common_colour(own, source.float(), share)
             shown_by_noise = self.colour_change(noisy.float() - (1 - sigma) * source.float())
             linear = self.mean_colour[:, :-1].float()
             gains = common.gains(common.expected(shown_by_noise, sigma, noise=linear @ linear.T))
         changes[OWN] = own + common.weight * self.change(gains.expand(-1, -1, *shape), source, begins).float()
-        return ColourChoice(changes=torch.stack(changes, dim=1), logits=logits, common=common)
+        return ColourChoice(changes=torch.stack(changes, dim=1), logits=logits)
 
     def common_colour(
         self,
         own: Float[Tensor, "b c t h w"],
         source: Float[Tensor, "b c t h w"],
         share: Float[Tensor, "b 1 t h w"],
-        doubt: Float[Tensor, "b 1 t h w"],
     ) -> CommonColour:
-        """Of what the edit changes.
-
-        Args:
-            share: of each position, how much it is believed to be changed.
-            doubt: logarithm of how much more than `DOUBT`.
-        """
+        """Of what the edit changes, `share` being how much each position is believed to be changed."""
         said, lit = self.colour_change(own), self.colours(source).clamp_min(0)
         size = said.detach().norm(dim=1, keepdim=True)
         usual = pooled(size, share * size)
@@ -194,7 +182,6 @@ class ColourHead(nn.Module):
         direction = mean / (mean.square().sum(1, keepdim=True) + DARK)
         return CommonColour(
             said=said, weight=weight, direction=direction.flatten(1), light=(direction * lit).sum(1, keepdim=True),
-            deviation=DOUBT * pooled(doubt, weight).flatten(1).exp(),
         )  # fmt: skip
 
     def judged(

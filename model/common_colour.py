@@ -14,14 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+DOUBT = 0.15
+"""Standard deviation of every channel of an edit's colour from what the network says, in [0, 1]: by this edits of the bundled weights vary as the truth does
+(docs/decisions.md, 2026-11-26)."""
 UNEVENNESS = 0.15
 """Deviation of one position's colour from the common one, in those of the noise's: no number of positions is free of doubt."""
 DARK = 3e-3
 """Added to the squared length of a source's colour: what happens to a colour much darker says nothing of others."""
-SURE = 0.01
-"""A deviation with no surprise: where its logarithm is counted from."""
-LEAST_LIGHT = 4.0
-"""Of fewer positions than this nothing is learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +31,12 @@ class CommonColour:
         said: how much the network changes the mean RGB of a position.
         weight: how surely it is changed at all.
         direction: light is the source's colour along it, 1 on average.
-        deviation: of every channel of c, in [0, 1] of the range of colours: the network's own doubt.
     """
 
     said: Float[Tensor, "b 3 t h w"]
     weight: Float[Tensor, "b 1 t h w"]
     light: Float[Tensor, "b 1 t h w"]
     direction: Float[Tensor, "b 3"]
-    deviation: Float[Tensor, "b 1"]
 
     def expected(
         self, change: Float[Tensor, "b 3 t h w"], sigma: Float[Tensor, "b 1 #t #h #w"], *, noise: Float[Tensor, "3 3"]
@@ -47,28 +44,17 @@ class CommonColour:
         """c, given the change as the noisy latents show it: `(1 - sigma) * change`, in sigma times noise of this covariance a position."""
         clear = 1 - sigma
         sureness = self.weight * self.light * clear / (sigma.square() + (UNEVENNESS * clear).square())
-        total = (sureness * self.light * clear).sum((2, 3, 4))
+        total = (sureness * self.light * clear).sum((1, 2, 3, 4))
         evidence = (sureness * (change - clear * self.said)).sum((2, 3, 4))
         diagonal = torch.eye(3, device=noise.device)
         # Where nothing is changed there is nothing to solve: a little makes it solvable.
-        prior = self.deviation.detach().square().reciprocal()[..., None] * (noise + 1e-6 * diagonal)
-        found, _ = torch.linalg.solve_ex(total[..., None] * diagonal + prior, evidence[..., None])
+        prior = (noise + 1e-6 * diagonal) / DOUBT**2
+        found, _ = torch.linalg.solve_ex(total[..., None, None] * diagonal + prior, evidence[..., None])
         return found[..., 0]
 
     def gains(self, colour: Float[Tensor, "b 3"]) -> Float[Tensor, "b 9 1 1 1"]:
         """What adds c: how much of every channel of the source is added to every channel."""
         return (colour[:, :, None] * self.direction[:, None]).flatten(1)[..., None, None, None]
-
-    def surprise(self, change: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, ""]:
-        """By how much the true change surprises: minus the logarithm of the density of its c, the mean over samples (0 where nothing is edited).
-
-        Only the deviation learns by it.
-        """
-        pull = self.weight * self.light
-        total = (pull * self.light).sum((2, 3, 4))
-        c = (pull * (change - self.said.detach())).sum((2, 3, 4)) / total.clamp_min(LEAST_LIGHT)
-        surprise = 3 * (self.deviation / SURE).log() + (c / self.deviation).square().sum(1, keepdim=True) / 2
-        return (surprise * (total >= LEAST_LIGHT)).mean()
 
 
 def pooled(values: Float[Tensor, "b k t h w"], weight: Float[Tensor, "b 1 t h w"]) -> Float[Tensor, "b k 1 1 1"]:

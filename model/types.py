@@ -14,7 +14,6 @@ from typing import Protocol
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from model.common_colour import CommonColour
 from model.geometry import Geometry
 from model.memory import Kernel, MemoryRole, MemorySettings
 
@@ -55,14 +54,10 @@ CHOICE_SURENESS = 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class ColourChoice:
-    """What `model.colour.ColourHead` may add to the source, the network's own change first, and the logits of which it is.
-
-    `common` is what the own change had to say of the colour that was then read from the noise.
-    """
+    """What `model.colour.ColourHead` may add to the source, the network's own change first, and the logits of which it is."""
 
     changes: Float[Tensor, "b e c t h w"]
     logits: Float[Tensor, "b e t h w"]
-    common: CommonColour
 
     @property
     def sample(self) -> Float[Tensor, "b c t h w"]:

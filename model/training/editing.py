@@ -25,9 +25,8 @@ from model.weights import MEMORY_MODULES
 
 CHOICE_SHARPNESS = 300.0
 """How much better one of two colours must be for the choice between them to be sure: about 0.02 of [0, 1]."""
-Choice = tuple[Float[Tensor, "b e c t h w"], Float[Tensor, "b e t h w"], Float[Tensor, ""]]
-"""x_0 as each of several say it, the network first, the logits of whom to believe, and by how much the colour that is read from
-noise surprised the network (`CommonColour.surprise`)."""
+Choice = tuple[Float[Tensor, "b e c t h w"], Float[Tensor, "b e t h w"]]
+"""x_0 as each of several say it, the network first, and the logits of whom to believe."""
 
 SELF_ATTENTION = r"blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)"
 
@@ -87,10 +86,7 @@ class Editing(nn.Module):
             # What the network made of a noised truth is to be kept, right or not: it teaches nothing of whom to trust.
             is_noised = batch.memory_sigma is not None and not batch.is_whole
             logits = mixed.logits.detach() if is_noised else mixed.logits
-            head = self.transformer.colour_head
-            assert head is not None
-            surprise = mixed.common.surprise(head.colour_change(batch.x_0 - batch.source))
-            choice = batch.source[:, None] + mixed.changes, logits, surprise
+            choice = batch.source[:, None] + mixed.changes, logits
         return predicted_x_0(output, x_t, batch.sigma, source=batch.source, prediction_type=kind), batch.x_0, choice
 
     def predict(
@@ -227,7 +223,7 @@ def editing_loss(
 
     loss, edited = loss_of(predicted)
     if choice is not None:
-        said, logits, surprise = choice
+        said, logits = choice
         errors = torch.stack([error_of(x) for x in said.unbind(1)], dim=1)
         if is_whole:
             kept = mask & (errors[:, MEMORIES] < errors[:, NO_CHANGE])
@@ -235,7 +231,6 @@ def editing_loss(
         is_right = (-CHOICE_SHARPNESS * errors).softmax(1).detach()
         wrong = -(is_right * logits.log_softmax(1)).sum(1)
         loss = loss + loss_of(said[:, 0])[0] + wrong.mean() + (wrong * mask).sum() / mask.sum().clamp_min(8)
-        loss = loss + surprise
     return loss, edited
 
 

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from model.codec import COLOUR_MAPS, PatchCodec
-from model.colour import DOUBT, MEMORIES, NO_CHANGE, OWN, ColourHead, apply_maps
+from model.colour import MEMORIES, NO_CHANGE, OWN, ColourHead, apply_maps
+from model.common_colour import DOUBT
 from model.memory import KERNELS, Kernel, MemoryAttention
 from model.merging import Merging
 from model.training.codec_fit import fit_codec
