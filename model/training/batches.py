@@ -69,6 +69,10 @@ CONTRADICTION_PROBABILITY = 0.3
 """In this share of the samples whose memory shows the edit the instruction is another video's: what was done before decides, even
 where it was a misreading."""
 
+MISSED_PROBABILITY = 0.2
+"""In this share of the memories that would show the edit they show the source instead, as where a small or cut-off object was not edited: that
+nothing was done there is no decision to do nothing. Another memory tells what was decided, or else the instruction does."""
+
 MIXING_PROBABILITY = 0.75
 STRENGTHS, MOST_MIXED = (0.3, 1.15), 0.5
 """In this share of the samples whose memory shows the edit, memory and target are changed by such a part of the edit, its colours mixed
@@ -236,7 +240,11 @@ class BatchSampler:
                 torch.tensor([run.start == 0 for _, run in runs]),
             )
 
-        told = [any(bool(visible[row].any()) for row in memories) for _, memories in drawn]
+        shows = torch.tensor(
+            [[bool(visible[row].any()) for row in memories] for _, memories in drawn], dtype=torch.bool
+        )
+        missed = torch.rand(shows.shape, generator=generator) < MISSED_PROBABILITY
+        told = (shows & ~missed).any(1).tolist()
         mixing = draw_mixing(told, generator) if self.colour_maps is not None and any(told) else None
 
         def mixed(source: Tensor, edited: Tensor, starts: Tensor) -> Tensor:
@@ -252,6 +260,7 @@ class BatchSampler:
             clean_source, edited, _, starts = cut([memories[place] for _, memories in drawn])
             begins.append(starts)
             edited = mixed(clean_source, edited, starts)
+            edited = torch.where(missed[:, place].view(-1, 1, 1, 1, 1), clean_source, edited)
             # Only the edited half is ever generated; the source half is always exact.
             level = self.memory_noise * torch.rand(len(edited), 1, 1, 1, 1, generator=generator)
             edited = edited + level * torch.randn(edited.shape, generator=generator)

@@ -155,7 +155,7 @@ def test_memory_and_target_are_mixed_alike(cache: list[Segments]) -> None:
             pairs = []
             for edited, seen in [(batch.x_0[sample], source), *memories]:
                 change = truths[seen.sum().item()] - seen
-                if bool(change.any()):
+                if bool(change.any()) and not torch.equal(edited, seen):
                     nothing = codec.decode(torch.zeros_like(change)[None])
                     pairs.append([codec.decode(part[None])[0] - nothing[0] for part in (change, edited - seen)])
             if not pairs:
@@ -167,6 +167,32 @@ def test_memory_and_target_are_mixed_alike(cache: list[Segments]) -> None:
             assert batch.memory or not is_mixed
             num_mixed, num_seen = num_mixed + is_mixed, num_seen + 1
     assert 0.15 < num_mixed / num_seen < 0.7
+
+
+def test_some_memories_that_would_show_the_edit_show_the_source_and_what_is_learned_stays_the_truth(
+    cache: list[Segments],
+) -> None:
+    plain = BatchSampler(cache, cache, seed=3, memory_noise=0.0, shift=4.0, memoryless=0.0)
+    truths = {
+        segments.source[row].float().sum().item(): segments.edited[row].float()
+        for segments in cache
+        for row in range(len(segments))
+    }
+    num_missed, num_shown = 0, 0
+    for step in range(60):
+        batch = plain.batch(step, batch_size=2, num_frames=9)
+        if batch.memory_sigma is not None:
+            continue
+        for sample, source in enumerate(batch.source):
+            assert torch.equal(batch.x_0[sample], truths[source.sum().item()])
+            for item in batch.memory:
+                edited, seen = item.latents[sample].chunk(2)
+                if not bool(seen.any()) or torch.equal(truths[seen.sum().item()], seen):
+                    continue
+                is_missed = torch.equal(edited, seen)
+                assert is_missed or torch.equal(edited, truths[seen.sum().item()])
+                num_missed, num_shown = num_missed + is_missed, num_shown + 1
+    assert 0.1 < num_missed / num_shown < 0.3
 
 
 def test_a_base_is_carried_over_to_a_fitted_codec(tmp_path: Path) -> None:
