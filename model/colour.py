@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from model.codec import COLOUR_MAPS, PatchCodec
-from model.common_colour import DARK, CommonColour, pooled
+from model.common_colour import DARK, common_colour
 from model.patchify import pad_to_kernel, unpatchify
 from model.types import CHOICE_SURENESS, ColourChoice, Kernel, MemoryBatch
 
@@ -157,38 +157,22 @@ class ColourHead(nn.Module):
             logits = torch.cat(
                 [logits[:, :-1], logits[:, -1:] + TRUST_CHANGE * change + TRUST_DISTANCE * distance], dim=1
             )
-        logits = (logits + self.judged(logits, colours, own, changes[-1], change, distance))[:, : len(changes)]
+        said = self.colour_change(own)
+        logits = (logits + self.judged(logits, colours, said, changes[-1], change, distance))[:, : len(changes)]
         share = 1 - (CHOICE_SURENESS * logits.detach()).softmax(1)[:, NO_CHANGE, None]
         with torch.autocast(source.device.type, enabled=False):
-            common = self.common_colour(own, source.float(), share)
+            common = common_colour(said, colours, share)
             shown_by_noise = self.colour_change(noisy.float() - (1 - sigma) * source.float())
             linear = self.mean_colour[:, :-1].float()
             gains = common.gains(common.expected(shown_by_noise, sigma, noise=linear @ linear.T))
         changes[OWN] = own + common.weight * self.change(gains.expand(-1, -1, *shape), source, begins).float()
         return ColourChoice(changes=torch.stack(changes, dim=1), logits=logits)
 
-    def common_colour(
-        self,
-        own: Float[Tensor, "b c t h w"],
-        source: Float[Tensor, "b c t h w"],
-        share: Float[Tensor, "b 1 t h w"],
-    ) -> CommonColour:
-        """Of what the edit changes, `share` being how much each position is believed to be changed."""
-        said, lit = self.colour_change(own), self.colours(source).clamp_min(0)
-        size = said.detach().norm(dim=1, keepdim=True)
-        usual = pooled(size, share * size)
-        weight = share * (size / usual.clamp_min(1e-6)).clamp_max(1).square()
-        mean = pooled(lit, weight)
-        direction = mean / (mean.square().sum(1, keepdim=True) + DARK)
-        return CommonColour(
-            said=said, weight=weight, direction=direction.flatten(1), light=(direction * lit).sum(1, keepdim=True),
-        )  # fmt: skip
-
     def judged(
         self,
         logits: Float[Tensor, "b e t h w"],
         colours: Float[Tensor, "b 3 t h w"],
-        own: Tensor,
+        said: Float[Tensor, "b 3 t h w"],
         found: Tensor,
         change: Tensor,
         distance: Tensor,
@@ -198,7 +182,7 @@ class ColourHead(nn.Module):
         evidence = [
             of_logits * logits,
             of_colours * colours,
-            of_changes * self.colour_change(own.detach()),
+            of_changes * said.detach(),
             of_changes * self.colour_change(found),
             of_changes * change,
             (of_distance * distance).clamp_max(10),

@@ -57,6 +57,23 @@ class CommonColour:
         return (colour[:, :, None] * self.direction[:, None]).flatten(1)[..., None, None, None]
 
 
+def common_colour(
+    said: Float[Tensor, "b 3 t h w"], colours: Float[Tensor, "b 3 t h w"], share: Float[Tensor, "b 1 t h w"]
+) -> CommonColour:
+    """Of an edit that changes the `colours` of a source so; `share` is how much each position is believed to be changed.
+
+    Positions count by the square of what is said of them: those at an edge show half a change.
+    """
+    lit, size = colours.clamp_min(0), said.detach().norm(dim=1, keepdim=True)
+    usual = pooled(size, share * size)
+    weight = share * (size / usual.clamp_min(1e-6)).clamp_max(1).square()
+    mean = pooled(lit, weight)
+    direction = mean / (mean.square().sum(1, keepdim=True) + DARK)
+    return CommonColour(
+        said=said, weight=weight, direction=direction.flatten(1), light=(direction * lit).sum(1, keepdim=True)
+    )
+
+
 def pooled(values: Float[Tensor, "b k t h w"], weight: Float[Tensor, "b 1 t h w"]) -> Float[Tensor, "b k 1 1 1"]:
     """Their weighted mean over all positions."""
     total = weight.sum((2, 3, 4), keepdim=True)

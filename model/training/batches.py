@@ -240,11 +240,11 @@ class BatchSampler:
                 torch.tensor([run.start == 0 for _, run in runs]),
             )
 
-        shows = torch.tensor(
+        is_shown = torch.tensor(
             [[bool(visible[row].any()) for row in memories] for _, memories in drawn], dtype=torch.bool
         )
-        missed = torch.rand(shows.shape, generator=generator) < MISSED_PROBABILITY
-        told = (shows & ~missed).any(1).tolist()
+        missed = torch.rand(is_shown.shape, generator=generator) < MISSED_PROBABILITY
+        told = (is_shown & ~missed).any(1).tolist()
         mixing = draw_mixing(told, generator) if self.colour_maps is not None and any(told) else None
 
         def mixed(source: Tensor, edited: Tensor, starts: Tensor) -> Tensor:

@@ -135,16 +135,21 @@ def test_a_gpu_trains_to_the_last_picture(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "checkpoint.pt").exists()
 
 
+def truths_of(cache: list[Segments]) -> dict[float, Tensor]:
+    """The edited latents of every segment, by the sum of its source's."""
+    return {
+        segments.source[row].float().sum().item(): segments.edited[row].float()
+        for segments in cache
+        for row in range(len(segments))
+    }
+
+
 def test_memory_and_target_are_mixed_alike(cache: list[Segments]) -> None:
     """What was decoded of a mixed change is the change with its colours mixed; memories of a sample as its target."""
     codec = fit_codec(world_videos(2, seed=500, size=(16, 16)))
     maps = codec.colour_maps()
     linear = BatchSampler(cache, cache, seed=3, memory_noise=0.0, shift=4.0, memoryless=0.25, colour_maps=maps)
-    truths = {
-        segments.source[row].float().sum().item(): segments.edited[row].float()
-        for segments in cache
-        for row in range(len(segments))
-    }
+    truths = truths_of(cache)
     num_mixed, num_seen = 0, 0
     for step in range(24):
         batch = linear.batch(step, batch_size=2, num_frames=9)
@@ -173,11 +178,7 @@ def test_some_memories_that_would_show_the_edit_show_the_source_and_what_is_lear
     cache: list[Segments],
 ) -> None:
     plain = BatchSampler(cache, cache, seed=3, memory_noise=0.0, shift=4.0, memoryless=0.0)
-    truths = {
-        segments.source[row].float().sum().item(): segments.edited[row].float()
-        for segments in cache
-        for row in range(len(segments))
-    }
+    truths = truths_of(cache)
     num_missed, num_shown = 0, 0
     for step in range(60):
         batch = plain.batch(step, batch_size=2, num_frames=9)
