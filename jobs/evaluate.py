@@ -23,7 +23,7 @@ class EvaluateCommand:
     Writes metrics.parquet, report.md, report.html, plots and filmstrips into --out. A stopped evaluation goes on where it
     was; more methods cost only their own edits. 24 videos by the three usual methods with the preset tiny, 592 segments a
     method, took 18 minutes on two shared cores, measuring included (2026-11-26): the first two rows of table-a for 32 videos
-    are about 13 minutes.
+    are 13 to 18 minutes.
 
     A method is written METHOD[@PRESET][:kernels=anchored|dynamic|fine|coarse][:merging=off|merge-low|merge-high|discard-low|discard-high]
     [:share=0.5][:source=on|off]. METHOD is what a segment remembers: nothing (independent), the previous segment alone
@@ -45,7 +45,7 @@ class EvaluateCommand:
     videos: int = 32
     tasks: str = "recolour,recolour,hat,restyle"
     """Comma-separated, taken in turn: recolour, hat, remove, reshape, restyle, and those of the paper's project page (orange, door,
-    person_hat, jacket, macaw, clear_glasses, sunglasses, other_hat). The bundled weights have trained on all; recolouring is measured."""
+    person_hat, jacket, macaw, clear_glasses, sunglasses, other_hat). The bundled weights have trained on all; the default ones are measured."""
     seed: int = 0
     """Draws the videos and the edits; any seed gives fresh, held-out worlds."""
     split: Split = "heldout"
