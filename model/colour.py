@@ -178,10 +178,11 @@ class ColourHead(nn.Module):
         size = said.detach().norm(dim=1, keepdim=True)
         usual = pooled(size, share * size)
         weight = share * (size / usual.clamp_min(1e-6)).clamp_max(1).square()
-        mean = pooled(lit, weight)
+        mean, hue = pooled(lit, weight), pooled(lit + said.detach(), weight).flatten(1)
         direction = mean / (mean.square().sum(1, keepdim=True) + DARK)
         return CommonColour(
             said=said, weight=weight, direction=direction.flatten(1), light=(direction * lit).sum(1, keepdim=True),
+            hue=F.normalize(hue, dim=1),
         )  # fmt: skip
 
     def judged(
