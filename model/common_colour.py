@@ -11,12 +11,13 @@ Plain arithmetic: knows neither network nor codec.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-DOUBT = 0.15
-"""Standard deviation of every channel of an edit's colour from what the network says, in [0, 1]: by this edits of the bundled weights vary as the truth does
-(docs/decisions.md, 2026-11-26)."""
+DOUBT_OF_LIGHTNESS, DOUBT_OF_HUE = 0.16, 0.08
+"""Standard deviation of an edit's colour from what the network says, in [0, 1]: along that colour, and in the two directions across it. A
+name of a colour leaves twice as much of its lightness free as of its hue (docs/decisions.md, 2026-11-26)."""
 UNEVENNESS = 0.15
 """Deviation of one position's colour from the common one, in those of the noise's: no number of positions is free of doubt."""
 DARK = 3e-3
@@ -25,18 +26,20 @@ DARK = 3e-3
 
 @dataclass(frozen=True, kw_only=True)
 class CommonColour:
-    """An edit adds `light * c` to the colour that the network says of a position; c is the same everywhere and normal around 0.
+    """An edit adds `light * c` to the colour that the network says of a position; c is the same everywhere and normal around 0, more lightness than hue.
 
     Attributes:
         said: how much the network changes the mean RGB of a position.
         weight: how surely it is changed at all.
         direction: light is the source's colour along it, 1 on average.
+        hue: the direction of the colour that the network says.
     """
 
     said: Float[Tensor, "b 3 t h w"]
     weight: Float[Tensor, "b 1 t h w"]
     light: Float[Tensor, "b 1 t h w"]
     direction: Float[Tensor, "b 3"]
+    hue: Float[Tensor, "b 3"]
 
     def expected(
         self, change: Float[Tensor, "b 3 t h w"], sigma: Float[Tensor, "b 1 #t #h #w"], *, noise: Float[Tensor, "3 3"]
@@ -48,8 +51,10 @@ class CommonColour:
         evidence = (sureness * (change - clear * self.said)).sum((2, 3, 4))
         diagonal = torch.eye(3, device=noise.device)
         # Where nothing is changed there is nothing to solve: a little makes it solvable.
-        prior = (noise + 1e-6 * diagonal) / DOUBT**2
-        found, _ = torch.linalg.solve_ex(total[..., None, None] * diagonal + prior, evidence[..., None])
+        along = self.hue[:, :, None] * self.hue[:, None]
+        precision = along / DOUBT_OF_LIGHTNESS**2 + (diagonal - along) / DOUBT_OF_HUE**2
+        system = total[..., None, None] * diagonal + (noise + 1e-6 * diagonal) @ precision
+        found, _ = torch.linalg.solve_ex(system, evidence[..., None])
         return found[..., 0]
 
     def gains(self, colour: Float[Tensor, "b 3"]) -> Float[Tensor, "b 9 1 1 1"]:
@@ -67,10 +72,14 @@ def common_colour(
     lit, size = colours.clamp_min(0), said.detach().norm(dim=1, keepdim=True)
     usual = pooled(size, share * size)
     weight = share * (size / usual.clamp_min(1e-6)).clamp_max(1).square()
-    mean = pooled(lit, weight)
+    mean, hue = pooled(lit, weight), pooled(lit + said.detach(), weight).flatten(1)
     direction = mean / (mean.square().sum(1, keepdim=True) + DARK)
     return CommonColour(
-        said=said, weight=weight, direction=direction.flatten(1), light=(direction * lit).sum(1, keepdim=True)
+        said=said,
+        weight=weight,
+        direction=direction.flatten(1),
+        light=(direction * lit).sum(1, keepdim=True),
+        hue=F.normalize(hue, dim=1),
     )
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from model.codec import COLOUR_MAPS, PatchCodec
 from model.colour import MEMORIES, NO_CHANGE, OWN, ColourHead, apply_maps
-from model.common_colour import DOUBT
+from model.common_colour import DOUBT_OF_HUE, DOUBT_OF_LIGHTNESS
 from model.memory import KERNELS, Kernel, MemoryAttention
 from model.merging import Merging
 from model.training.codec_fit import fit_codec
@@ -156,7 +156,9 @@ def test_the_colour_is_read_from_the_noise_of_all_positions_as_far_as_it_shows_t
     believe(head, OWN)
     generator, count = torch.Generator().manual_seed(0), 400
     brown, grey = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.4, 0.4, 0.4])
-    edits = grey + DOUBT * torch.randn(count, 3, generator=generator)
+    along = torch.full((3, 3), 1 / 3)  # grey's own direction
+    prior = DOUBT_OF_LIGHTNESS**2 * along + DOUBT_OF_HUE**2 * (torch.eye(3) - along)
+    edits = grey + torch.randn(count, 3, generator=generator) @ torch.linalg.cholesky(prior).T
     source, said, truth = (
         torch.cat([flat(colour, codec) for colour in colours]) for colours in ([brown] * count, [grey] * count, edits)
     )
@@ -167,7 +169,6 @@ def test_the_colour_is_read_from_the_noise_of_all_positions_as_far_as_it_shows_t
     left = (found.mean((2, 3, 4)) - edits).square().mean().sqrt()
     linear = codec.mean_colour()[:, :-1]
     covariance = linear @ linear.T * sigma**2 / ((1 - sigma) ** 2 * source[0, 0].numel()) if sigma < 1 else None
-    prior = DOUBT**2 * torch.eye(3)
     expected = prior if covariance is None else prior - prior @ torch.linalg.inv(prior + covariance) @ prior
     assert float(left) == pytest.approx(float((expected.trace() / 3).sqrt()), rel=0.15)
     for_each = head(said - source, tokens, source, None, noisy=noisy, sigma=sigmas.expand(-1, -1, *source.shape[2:]))

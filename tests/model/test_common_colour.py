@@ -12,6 +12,7 @@ def common(*, count: int, weight: float = 1.0) -> CommonColour:
         weight=torch.full((count, 1, 4, 4, 4), weight),
         light=light,
         direction=torch.tensor([[0.0, 2.0, 0.0]]).expand(count, 3),
+        hue=torch.tensor([[0.0, 0.6, 0.8]]).expand(count, 3),
     )
 
 
