@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-DOUBT_OF_LIGHTNESS, DOUBT_OF_HUE = 0.16, 0.08
+DOUBT_OF_LIGHTNESS, DOUBT_OF_HUE = 0.20, 0.10
 """Standard deviation of an edit's colour from what the network says, in [0, 1]: along that colour, and in the two directions across it. A
 name of a colour leaves twice as much of its lightness free as of its hue (docs/decisions.md, 2026-11-26)."""
 UNEVENNESS = 0.15
