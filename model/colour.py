@@ -147,13 +147,14 @@ class ColourHead(nn.Module):
             shown: by all memories (`show`).
         """
         shape = source.shape[2:]
-        own = (sample + self.change(unpatchify(self.gains(tokens), shape, self.patch), source, begins)).float()
+        mapped = self.mapped(source, begins)
+        own = (sample + mix_maps(mapped, unpatchify(self.gains(tokens), shape, self.patch))).float()
         logits = unpatchify(self.choice(tokens), shape, self.patch).float()
         changes, colours = [own, torch.zeros_like(own)], self.colours(source.float())
         change = distance = torch.zeros_like(logits[:, :1])
         if shown is not None:
             gains, change, distance = self.recall(colours, shown)
-            changes.append(self.change(gains, source, begins).float())
+            changes.append(mix_maps(mapped, gains).float())
             logits = torch.cat(
                 [logits[:, :-1], logits[:, -1:] + TRUST_CHANGE * change + TRUST_DISTANCE * distance], dim=1
             )
@@ -165,7 +166,7 @@ class ColourHead(nn.Module):
             shown_by_noise = self.colour_change(noisy.float() - (1 - sigma) * source.float())
             linear = self.mean_colour[:, :-1].float()
             gains = common.gains(common.expected(shown_by_noise, sigma, noise=linear @ linear.T))
-        changes[OWN] = own + common.weight * self.change(gains.expand(-1, -1, *shape), source, begins).float()
+        changes[OWN] = own + common.weight * mix_maps(mapped, gains).float()
         return ColourChoice(changes=torch.stack(changes, dim=1), logits=logits)
 
     def judged(
@@ -189,20 +190,22 @@ class ColourHead(nn.Module):
         ]
         return self.judge(torch.cat(evidence, dim=1).movedim(1, -1)).movedim(-1, 1)
 
-    def change(
-        self, gains: Float[Tensor, "b 9 t h w"], source: Float[Tensor, "b c t h w"], begins: Bool[Tensor, "b"] | None
-    ) -> Float[Tensor, "b c t h w"]:
-        start = apply_maps(self.first, gains[:, :, :1], source[:, :, :1])
-        if begins is not None:
-            inner = apply_maps(self.group, gains[:, :, :1], source[:, :, :1])
-            start = torch.where(begins.view(-1, 1, 1, 1, 1), start, inner)
-        return torch.cat([start, apply_maps(self.group, gains[:, :, 1:], source[:, :, 1:])], dim=2)
+    def mapped(
+        self, source: Float[Tensor, "b c t h w"], begins: Bool[Tensor, "b"] | None
+    ) -> Float[Tensor, "b 9 c t h w"]:
+        """What every map makes of the source."""
+        start = self.first[None] if begins is None else torch.where(begins.view(-1, 1, 1, 1), self.first, self.group)
+        first = map_each(start, source[:, :, :1])
+        if source.shape[2] == 1:
+            return first
+        return torch.cat([first, map_each(self.group[None], source[:, :, 1:])], dim=3)
 
 
-def apply_maps(
-    maps: Float[Tensor, "k c c1"], gains: Float[Tensor, "b k t h w"], source: Float[Tensor, "b c t h w"]
-) -> Float[Tensor, "b c t h w"]:
-    """The sum of the maps of every position, each as strong as its gain there."""
+def map_each(maps: Float[Tensor, "#b k c c1"], source: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b k c t h w"]:
     linear, constant = maps[..., :-1].type_as(source), maps[..., -1].type_as(source)
-    mapped = torch.einsum("kcd,bdthw->bkcthw", linear, source) + constant[None, :, :, None, None, None]
+    return torch.einsum("bkcd,bdthw->bkcthw", linear, source) + constant[..., None, None, None]
+
+
+def mix_maps(mapped: Float[Tensor, "b k c t h w"], gains: Float[Tensor, "b k #t #h #w"]) -> Float[Tensor, "b c t h w"]:
+    """The sum of what the maps make of the source, each as strong as its gain at the position."""
     return (mapped * gains[:, :, None]).sum(1)

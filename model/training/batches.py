@@ -73,6 +73,11 @@ MISSED_PROBABILITY = 0.2
 """In this share of the memories that would show the edit they show the source instead, as where a small or cut-off object was not edited: that
 nothing was done there is no decision to do nothing. Another memory tells what was decided, or else the instruction does."""
 
+UNTOLD_PROBABILITY = 0.2
+"""Of the samples with memory, at least: the target shows what is to be edited and no memory tells how. They are of segments that do not show it, or
+else show the source. Six segments of a world mostly all show it, so chance alone makes one sample in twenty such, and memory that tells nothing comes to mean that nothing
+is to be done; in films what is to be edited comes into view after many segments without it."""
+
 MIXING_PROBABILITY = 0.75
 STRENGTHS, MOST_MIXED = (0.3, 1.15), 0.5
 """In this share of the samples whose memory shows the edit, memory and target are changed by such a part of the edit, its colours mixed
@@ -216,11 +221,15 @@ class BatchSampler:
         layout = self._draw_layout(pool, number, generator) if has_memory else ()
 
         drawn: list[tuple[int, list[int]]] = []
+        untold: list[bool] = []
         order = torch.randperm(len(rows), generator=generator).tolist()
         while len(drawn) < batch_size:
             for index in order:
-                chosen = _draw_segments(rows[index], segments, visible.any(1), layout, generator)
-                drawn += [chosen] if chosen is not None else []
+                is_untold = bool(layout) and float(torch.rand((), generator=generator)) < UNTOLD_PROBABILITY
+                chosen = _draw_segments(rows[index], segments, visible.any(1), layout, generator, is_untold=is_untold)
+                if chosen is not None:
+                    drawn.append(chosen)
+                    untold.append(is_untold)
                 if len(drawn) == batch_size:
                     break
 
@@ -244,6 +253,7 @@ class BatchSampler:
             [[bool(visible[row].any()) for row in memories] for _, memories in drawn], dtype=torch.bool
         )
         missed = torch.rand(is_shown.shape, generator=generator) < MISSED_PROBABILITY
+        missed |= torch.tensor(untold)[:, None]
         told = (is_shown & ~missed).any(1).tolist()
         mixing = draw_mixing(told, generator) if self.colour_maps is not None and any(told) else None
 
@@ -385,29 +395,37 @@ def _targets(rows: list[int], segments: Segments, *, needs_previous: bool) -> li
 
 
 def _draw_segments(
-    rows: list[int], segments: Segments, visible: Bool[Tensor, "n"], layout: Layout, generator: torch.Generator
+    rows: list[int],
+    segments: Segments,
+    visible: Bool[Tensor, "n"],
+    layout: Layout,
+    generator: torch.Generator,
+    *,
+    is_untold: bool,
 ) -> tuple[int, list[int]] | None:
     """A target and one memory per place of the layout, all of one world; None where the world cannot fill the layout.
 
     With memory two in five of them are chosen among those that show the edit, the others among all: a film is edited where nothing is to be
-    done, too, by segments that remember where something was.
+    done, too, by segments that remember where something was. Of an untold sample the target is one that shows it, the memories if they can be ones that do not.
     """
 
-    def pick(candidates: list[int]) -> int:
-        share = VISIBLE_PROBABILITY if layout else VISIBLE_ALONE_PROBABILITY
+    def pick(candidates: list[int], *, share: float) -> int:
         wants_visible = float(torch.rand((), generator=generator)) < share
-        preferred = [row for row in candidates if bool(visible[row])] if wants_visible else []
+        preferred = (
+            [row for row in candidates if bool(visible[row]) == wants_visible] if wants_visible or is_untold else []
+        )
         pool = preferred or candidates
         return pool[int(torch.randint(len(pool), (), generator=generator))]
 
     candidates = _targets(rows, segments, needs_previous=_needs_previous(layout))
     if not candidates or len(rows) <= len(layout):
         return None
-    target = pick(candidates)
+    share = VISIBLE_PROBABILITY if layout else VISIBLE_ALONE_PROBABILITY
+    target = pick(candidates, share=1.0 if is_untold else share)
     left = [row for row in rows if row != target]
     chosen = []
     for role, _ in layout:
-        row = target - 1 if role == "previous" else pick(left)
+        row = target - 1 if role == "previous" else pick(left, share=0.0 if is_untold else share)
         left = [other for other in left if other != row]
         if not left:
             left = [other for other in rows if other != target]

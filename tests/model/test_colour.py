@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from model.codec import COLOUR_MAPS, PatchCodec
-from model.colour import MEMORIES, NO_CHANGE, OWN, ColourHead, apply_maps
+from model.colour import MEMORIES, NO_CHANGE, OWN, ColourHead, map_each, mix_maps
 from model.common_colour import DOUBT_OF_HUE, DOUBT_OF_LIGHTNESS
 from model.memory import KERNELS, Kernel, MemoryAttention
 from model.merging import Merging
@@ -36,8 +36,12 @@ def test_the_codecs_colour_maps_are_what_mixing_colours_does_to_what_it_holds() 
     wanted = codec.encode(mixed) - codec.encode(video)
     gains = added.reshape(1, COLOUR_MAPS, 1, 1, 1).expand(1, COLOUR_MAPS, 3, 4, 4)
     first, group = codec.colour_maps()
-    assert torch.allclose(apply_maps(first, gains[:, :, :1], latent[:, :, :1]), wanted[:, :, :1], atol=1e-3)
-    assert torch.allclose(apply_maps(group, gains[:, :, 1:], latent[:, :, 1:]), wanted[:, :, 1:], atol=1e-3)
+    assert torch.allclose(
+        mix_maps(map_each(first[None], latent[:, :, :1]), gains[:, :, :1]), wanted[:, :, :1], atol=1e-3
+    )
+    assert torch.allclose(
+        mix_maps(map_each(group[None], latent[:, :, 1:]), gains[:, :, 1:]), wanted[:, :, 1:], atol=1e-3
+    )
 
 
 def test_the_head_starts_silent_and_knows_first_frames_from_groups() -> None:
