@@ -110,10 +110,16 @@ class ColourHead(nn.Module):
         one = torch.ones_like(colours[:, :1])
         # Less the squared distance of the colours, but for what is the same of all patches.
         wanted = torch.cat([PULL * one, -SHARPNESS * one, 2 * SHARPNESS * colours], dim=1).flatten(2).transpose(1, 2)
+        keys, values = shown[..., :5], shown[..., 2:]
+        # One head, and keys as wide as values: else torch takes an attention that is twenty times slower.
+        width = values.shape[-1] - keys.shape[-1]
+        wanted, keys = (F.pad(part, (0, width)) for part in (wanted, keys))
         # Likeness is a small difference of large numbers: too small for bfloat16.
         with torch.autocast(shown.device.type, enabled=False):
-            found = F.scaled_dot_product_attention(wanted, shown[..., :5], shown[..., 2:], scale=1.0)
-        seen, change, gains = found.transpose(1, 2).unflatten(2, colours.shape[2:]).split([3, 1, COLOUR_MAPS], dim=1)
+            found = F.scaled_dot_product_attention(wanted[:, None], keys[:, None], values[:, None], scale=1.0)
+        seen, change, gains = (
+            found[:, 0].transpose(1, 2).unflatten(2, colours.shape[2:]).split([3, 1, COLOUR_MAPS], dim=1)
+        )
         distance = (seen - colours).square().sum(1, keepdim=True)
         return gains, change, distance
 
