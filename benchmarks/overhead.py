@@ -37,7 +37,7 @@ class Benchmark:
     """
 
     out: Path = Path("benchmarks/results")
-    shape: tuple[int, int, int, int] = (48, 5, 16, 16)
+    shape: tuple[int, int, int, int] = (48, 9, 16, 16)
     num_segments: int = 400
     rounds: int = 3
     folders: tuple[Path, ...] = (Path(tempfile.gettempdir()), Path("/dev/shm"))
