@@ -15,7 +15,7 @@ from typing import Any
 from model.geometry import Geometry
 from model.memory import MemorySettings
 
-SPEC_VERSION = 5
+SPEC_VERSION = 6
 PREPARE_VERSION = 1
 REMAINDER_RULE = "pad-repeat-last"
 """A segment of illegal length is padded with its last frame and cut again (model/geometry.py)."""
