@@ -208,6 +208,7 @@ class ColourHead(nn.Module):
 
 
 def map_each(maps: Float[Tensor, "#b k c c1"], source: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b k c t h w"]:
+    """What every map makes of every position."""
     linear, constant = maps[..., :-1].type_as(source), maps[..., -1].type_as(source)
     return torch.einsum("bkcd,bdthw->bkcthw", linear, source) + constant[..., None, None, None]
 

@@ -409,23 +409,21 @@ def _draw_segments(
     done, too, by segments that remember where something was. Of an untold sample the target is one that shows it, the memories if they can be ones that do not.
     """
 
-    def pick(candidates: list[int], *, share: float) -> int:
-        wants_visible = float(torch.rand((), generator=generator)) < share
-        preferred = (
-            [row for row in candidates if bool(visible[row]) == wants_visible] if wants_visible or is_untold else []
-        )
+    def pick(candidates: list[int], *, shows: bool) -> int:
+        is_choosy = float(torch.rand((), generator=generator)) < share
+        preferred = [row for row in candidates if bool(visible[row]) == shows] if is_choosy else []
         pool = preferred or candidates
         return pool[int(torch.randint(len(pool), (), generator=generator))]
 
     candidates = _targets(rows, segments, needs_previous=_needs_previous(layout))
     if not candidates or len(rows) <= len(layout):
         return None
-    share = VISIBLE_PROBABILITY if layout else VISIBLE_ALONE_PROBABILITY
-    target = pick(candidates, share=1.0 if is_untold else share)
+    share = 1.0 if is_untold else VISIBLE_PROBABILITY if layout else VISIBLE_ALONE_PROBABILITY
+    target = pick(candidates, shows=True)
     left = [row for row in rows if row != target]
     chosen = []
     for role, _ in layout:
-        row = target - 1 if role == "previous" else pick(left, share=0.0 if is_untold else share)
+        row = target - 1 if role == "previous" else pick(left, shows=not is_untold)
         left = [other for other in left if other != row]
         if not left:
             left = [other for other in rows if other != target]
